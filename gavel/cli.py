@@ -1,0 +1,62 @@
+"""The `gavel` command: a static table, so that nothing is imported before it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+from gavel.command import exit_codes
+
+#: command → (module:attribute, one help line)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("demo.cli:demo", "Run the whole loop on the bundled models."),
+    "generate": ("generate.cli:generate", "Sample completions for prompts into a run directory."),
+    "judge": ("judge.cli:judge", "Judge completions of a run, or outputs that exist already."),
+    "pairs": ("judge.cli_pairs:pairs", "Make preference pairs from judgments and export them."),
+    "score": ("judge.cli_score:score", "Score outputs that exist already, row by row."),
+    "train": ("train.cli:train", "Train a model on preference pairs."),
+    "doctor": ("gavel.doctor:doctor", "Check machine, engines and versions."),
+}
+
+
+class _Table(click.Group):
+    """Looks a command up in COMMANDS and imports its module only then."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[name][0].split(":")
+        found: click.Command = getattr(importlib.import_module(module), attribute)
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            if close:
+                error.message += f" Did you mean {close[0]!r}?"
+            raise
+
+
+@click.command(cls=_Table, invoke_without_command=False)
+@click.version_option(package_name="gavel", message="gavel %(version)s")
+def root() -> None:
+    """Turn a file of prompts into a better language model, without human labels."""
+
+
+def main() -> None:
+    """Entry of the console script."""
+    with exit_codes():
+        root(standalone_mode=False)

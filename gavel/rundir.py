@@ -1,0 +1,332 @@
+"""A run directory: JSON Lines appended while running, read while written, resumed by id.
+
+One writer at a time (an flock that names its holder; it ends with its process), any number of
+readers. Lines are written whole; a torn last line, which only a crash can leave, is ignored by
+readers and cut off by the next writer. `manifest.json` is replaced atomically, stage by stage, and
+a stage's entry is written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from gavel.errors import InputError, RunDirError
+from gavel.records import R, Record, decode, encode
+
+FORMAT = 1
+_FLUSH_S = 0.5  # what power loss may take back; a killed process loses nothing that was written
+
+
+class JsonlWriter:
+    """Appends records to one file. Each record reaches the kernel before `append` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.cut = cut_torn_line(path)
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+        self._synced = time.monotonic()
+
+    def append(self, record: Record) -> None:
+        """Raises InputError when the disk is full; what was written before stays whole."""
+        self.append_line(encode(record))
+
+    def append_line(self, line: bytes) -> None:
+        """Appends one line that ends in a newline."""
+        start = self._file.tell()
+        try:
+            written = self._file.write(line)
+            if written != len(line):  # a short write is how a full disk begins
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if time.monotonic() - self._synced > _FLUSH_S:
+                self.sync()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(start)
+            raise disk_error(error, self.path) from None
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
+
+    def close(self) -> None:
+        if not self._file.closed:
+            with contextlib.suppress(OSError):
+                self.sync()
+            self._file.close()
+
+    def __enter__(self) -> JsonlWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def disk_error(error: OSError, path: Path) -> Exception:
+    """ENOSPC and EDQUOT as an InputError that says what to do; other errors as they are."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return InputError("no space left on the disk", where=str(path),
+                          hint="Free some space and run the same command again: it goes on from here.")  # fmt: skip
+    return error
+
+
+def cut_torn_line(path: Path) -> int:
+    """Cuts off what follows the last newline; returns how many bytes that was."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return 0
+    with open(path, "r+b") as file:
+        end = size
+        while end > 0:
+            start = max(0, end - 65536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end != size:
+            file.truncate(end)
+    return size - end
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Yields (line number from 1, byte offset, line) of the whole lines of a file; streams."""
+    if not path.exists():
+        return
+    offset = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            yield number, offset, line
+            offset += len(line)
+
+
+def read_records(path: Path, kind: type[R]) -> Iterator[R]:
+    """Streams the records of a file; nothing where there is no file."""
+    for number, _, line in read_lines(path):
+        yield decode(line, kind, f"{path}:{number}")
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replaces a small file whole: readers see the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise disk_error(error, path) from None
+
+
+class _Key(msgspec.Struct):
+    """The two fields that an index reads of a record."""
+
+    id: str
+    prompt_id: str = ""
+
+
+class RunDir:
+    """One run. `RunDir(path)` reads; `RunDir.open(path)` makes it and takes the writer's lock."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, path: str | Path) -> Iterator[RunDir]:
+        """Makes the directory where needed and holds its lock.
+
+        Raises:
+            RunDirError: another process holds it (it is named), or it is of a newer version.
+        """
+        run = cls(path)
+        if run.path.exists() and not run.path.is_dir():
+            raise InputError("is a file, a run directory is needed", where=str(path))
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make this directory: {error.strerror}", where=str(path)) from None
+        run._take_lock()
+        try:
+            manifest = run.manifest()
+            if "format" not in manifest:
+                run._write_manifest({"format": FORMAT, **manifest})
+            yield run
+        finally:
+            run._drop_lock()
+
+    # files
+    @property
+    def prompts_path(self) -> Path:
+        return self.path / "prompts.jsonl"
+
+    @property
+    def completions_path(self) -> Path:
+        return self.path / "completions.jsonl"
+
+    def judgments_path(self, judging: str) -> Path:
+        return self.path / "judgments" / judging / "judgments.jsonl"
+
+    def pairs_path(self, name: str) -> Path:
+        return self.path / "pairs" / name / "pairs.jsonl"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def judging_passes(self) -> list[str]:
+        """Names of the judging passes, oldest first."""
+        found = (self.path / "judgments").glob("*/judgments.jsonl")
+        return [p.parent.name for p in sorted(found, key=lambda p: p.stat().st_mtime)]
+
+    def pair_sets(self) -> list[str]:
+        """Names of the sets of pairs, oldest first."""
+        found = (self.path / "pairs").glob("*/pairs.jsonl")
+        return [p.parent.name for p in sorted(found, key=lambda p: p.stat().st_mtime)]
+
+    def ids(self, path: Path) -> set[str]:
+        """The ids recorded in a file: the resume index, about 130 bytes a record."""
+        decoder = msgspec.json.Decoder(_Key)
+        return {decoder.decode(line).id for _, _, line in read_lines(path)}
+
+    # manifest
+    def manifest(self) -> dict[str, Any]:
+        """What is known of the run and its stages. Raises RunDirError for a newer version."""
+        path = self.path / "manifest.json"
+        try:
+            manifest: dict[str, Any] = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            raise RunDirError("is not JSON", where=str(path)) from None
+        version = manifest.get("format", 0)
+        if not isinstance(version, int) or version > FORMAT:
+            raise RunDirError(f"run directory of version {version}, this gavel reads up to {FORMAT}",
+                              where=str(self.path), hint="Update gavel to use it.")  # fmt: skip
+        return manifest
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """The manifest's entry of a stage, empty when it never finished."""
+        entry: dict[str, Any] = self.manifest().get("stages", {}).get(name, {})
+        return entry
+
+    def finish_stage(self, name: str, summary: dict[str, Any]) -> None:
+        """Records that a stage is complete; its last write."""
+        manifest = self.manifest()
+        manifest.setdefault("stages", {})[name] = summary
+        self._write_manifest(manifest)
+
+    def reopen_stage(self, name: str) -> None:
+        """Takes back a stage's completion marker before more is appended to it."""
+        manifest = self.manifest()
+        if manifest.get("stages", {}).pop(name, None) is not None:
+            self._write_manifest(manifest)
+
+    def note(self, **entries: Any) -> None:
+        """Adds entries to the manifest."""
+        self._write_manifest(self.manifest() | entries)
+
+    def _write_manifest(self, manifest: dict[str, Any]) -> None:
+        data = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        write_atomic(self.path / "manifest.json", data.encode())
+
+    # lock
+    def _take_lock(self) -> None:
+        self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115 - held until _drop_lock
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            self._lock.close()
+            raise RunDirError(f"in use by {holder}", where=str(self.path),
+                              hint="Wait for it to end, or choose another --out.") from None  # fmt: skip
+        self._lock.truncate(0)
+        command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:3]])
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()} ({command})")
+        self._lock.flush()
+
+    def _drop_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.truncate(0)
+            self._lock.close()  # closing releases the flock
+            self._lock = None
+
+
+class Index:
+    """Where each prompt's records lie in a file: 24 bytes a record, records read on demand.
+
+    Lets pairing walk prompt by prompt through files that do not fit into memory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import numpy as np
+
+        self.path = path
+        decoder = msgspec.json.Decoder(_Key)
+        keys: list[tuple[int, int]] = []
+        chunks = []
+        for _, offset, line in read_lines(path):
+            keys.append((_key64(decoder.decode(line).prompt_id), offset))
+            if len(keys) == 65536:
+                chunks.append(np.array(keys, dtype=np.uint64))
+                keys.clear()
+        chunks.append(np.array(keys, dtype=np.uint64).reshape(-1, 2))
+        table = np.concatenate(chunks)
+        order = np.argsort(table[:, 0], kind="stable")
+        self._keys, self._offsets = table[order, 0], table[order, 1]
+        self._file: IO[bytes] | None = None
+
+    def read(self, prompt_id: str, kind: type[R]) -> list[R]:
+        """The records of one prompt, in file order."""
+        import numpy as np
+
+        key = np.uint64(_key64(prompt_id))
+        lo, hi = np.searchsorted(self._keys, key, "left"), np.searchsorted(self._keys, key, "right")
+        if lo == hi:
+            return []
+        if self._file is None:
+            self._file = open(self.path, "rb")  # noqa: SIM115 - closed by close()
+        found = []
+        for offset in self._offsets[lo:hi]:
+            self._file.seek(int(offset))
+            record = decode(self._file.readline(), kind, f"{self.path} at byte {offset}")
+            if getattr(record, "prompt_id", prompt_id) == prompt_id:
+                found.append(record)
+        return found
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _key64(text: str) -> int:
+    import hashlib
+
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def count_lines(paths: Iterable[Path]) -> int:
+    """Whole lines in the files together."""
+    return sum(1 for path in paths for _ in read_lines(path))
