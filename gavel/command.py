@@ -29,9 +29,14 @@ class ConfigCommand(click.Command):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params.append(
-            click.Option(["--config"], type=click.Path(dir_okay=False), is_eager=True,
-                         expose_value=False, callback=_load_config,
-                         help="TOML file with any of these options; a flag wins over it.")  # fmt: skip
+            click.Option(
+                ["--config"],
+                type=click.Path(dir_okay=False),
+                is_eager=True,
+                expose_value=False,
+                callback=_load_config,
+                help="TOML file with any of these options; a flag wins over it.",
+            )
         )
 
 
@@ -51,7 +56,9 @@ def _load_config(ctx: click.Context, param: click.Parameter, value: str | None) 
         option = options.get(name)
         if option is None or option.name is None:
             close = difflib.get_close_matches(name, [str(n) for n in options], n=1)
-            known = f'did you mean "{close[0]}"?' if close else "known: " + ", ".join(sorted(map(str, options)))
+            known = (
+                f'did you mean "{close[0]}"?' if close else "known: " + ", ".join(sorted(map(str, options)))
+            )
             raise InputError(f'unknown key "{key}"', where=value, hint=known[0].upper() + known[1:])
         defaults[option.name] = _as_default(entry)
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
@@ -69,9 +76,9 @@ def command(help: str, **settings: Any) -> Callable[[F], click.Command]:
 
     def wrap(function: F) -> click.Command:
         json_flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-        made = click.command(cls=ConfigCommand, help=help, context_settings={"max_content_width": 100},
-                             **settings)(json_flag(function))  # fmt: skip
-        return made
+        return click.command(
+            cls=ConfigCommand, help=help, context_settings={"max_content_width": 100}, **settings
+        )(json_flag(function))
 
     return wrap
 

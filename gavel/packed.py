@@ -47,4 +47,5 @@ def pack_logprobs(logprobs: Sequence[float]) -> str:
 def unpack_logprobs(packed: str) -> list[float]:
     """The log-probabilities of `pack_logprobs`, to float16 precision."""
     raw = base64.b64decode(packed, validate=True)
-    return np.frombuffer(raw, dtype="<f2").astype(np.float64).tolist()
+    logprobs: list[float] = np.frombuffer(raw, dtype="<f2").astype(np.float64).tolist()
+    return logprobs

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from gavel.errors import CapabilityError
 from gavel.records import Message, Sampling
@@ -45,6 +45,12 @@ class SampleRequest:
     choice: tuple[str, ...] = ()
     json_schema: dict[str, Any] | None = None
     top_logprobs: int = 0
+
+    @property
+    def prompt_ids(self) -> Sequence[int]:
+        """The rendered prompt, for an engine with Capability.TOKENS."""
+        assert not self.prompt or isinstance(self.prompt[0], int), "a stage renders for this engine"
+        return cast(Sequence[int], self.prompt)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +123,9 @@ class Tokenizer(Protocol):
     @property
     def eos_id(self) -> int: ...
 
+    @property
+    def has_chat_template(self) -> bool: ...
+
     def chat_ids(self, messages: Sequence[Message], **template_args: Any) -> list[int]:
         """Ids of a conversation by the chat template, ready for the assistant's turn.
 
@@ -141,13 +150,15 @@ class Tokenizer(Protocol):
 class Engine(Protocol):
     """A model that samples, scores or rewards.
 
-    model: as the user named it. weights: version of its weights, adapter included. context: the
-    longest sequence in tokens, prompt and completion together.
+    model: as the user named it. weights: version of its weights, adapter included. dtype: of its
+    arithmetic, "" where it is not known. context: the longest sequence in tokens, prompt and
+    completion together.
     """
 
     name: str
     model: str
     weights: str
+    dtype: str
     context: int
     capabilities: frozenset[Capability]
 

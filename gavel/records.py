@@ -39,8 +39,14 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     content: str
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
-             forbid_unknown_fields=True, tag_field="record"):  # fmt: skip
+class Record(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    omit_defaults=True,
+    forbid_unknown_fields=True,
+    tag_field="record",
+):
     """Base of the four records."""
 
     id: str
@@ -58,8 +64,7 @@ class Prompt(Record, frozen=True, kw_only=True, tag="prompt/1"):
     metadata: dict[str, Any] = {}
 
 
-class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
-               forbid_unknown_fields=True):  # fmt: skip
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """How a completion is sampled; names and defaults as in vLLM's SamplingParams.
 
     stop: stop strings. logprobs_mode: "raw" (temperature 1, what DPO's reference needs) or
@@ -162,7 +167,7 @@ def prompt_id(messages: tuple[Message, ...], references: tuple[str, ...] = ()) -
 R = TypeVar("R", bound=Record)
 
 _encoder = msgspec.json.Encoder()
-_decoders: dict[type, msgspec.json.Decoder] = {}
+_decoders: dict[type, msgspec.json.Decoder[Any]] = {}
 
 #: record name → {old version: function that turns its dict into the next version's}
 UPGRADES: dict[str, dict[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {}
@@ -186,7 +191,8 @@ def decode(line: bytes, kind: type[R], where: str) -> R:
     if decoder is None:
         decoder = _decoders[kind] = msgspec.json.Decoder(kind)
     try:
-        return decoder.decode(line)
+        record: R = decoder.decode(line)
+        return record
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
         return _decode_other(line, kind, where, error)
 
@@ -203,8 +209,11 @@ def _decode_other(line: bytes, kind: type[R], where: str, error: Exception) -> R
     if found != name:
         raise RunDirError(f"holds a {found} where a {name} is expected", where=where) from None
     if version > current:
-        raise RunDirError(f"{name} of version {version}, this gavel reads up to {current}",
-                          where=where, hint="Update gavel to read it.") from None  # fmt: skip
+        raise RunDirError(
+            f"{name} of version {version}, this gavel reads up to {current}",
+            where=where,
+            hint="Update gavel to read it.",
+        ) from None
     steps = UPGRADES.get(name, {})
     for old in range(version, current):
         if old not in steps:

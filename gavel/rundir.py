@@ -77,8 +77,11 @@ class JsonlWriter:
 def disk_error(error: OSError, path: Path) -> Exception:
     """ENOSPC and EDQUOT as an InputError that says what to do; other errors as they are."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return InputError("no space left on the disk", where=str(path),
-                          hint="Free some space and run the same command again: it goes on from here.")  # fmt: skip
+        return InputError(
+            "no space left on the disk",
+            where=str(path),
+            hint="Free some space and run the same command again: it goes on from here.",
+        )
     return error
 
 
@@ -131,7 +134,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise disk_error(error, path) from None
@@ -221,8 +224,11 @@ class RunDir:
             raise RunDirError("is not JSON", where=str(path)) from None
         version = manifest.get("format", 0)
         if not isinstance(version, int) or version > FORMAT:
-            raise RunDirError(f"run directory of version {version}, this gavel reads up to {FORMAT}",
-                              where=str(self.path), hint="Update gavel to use it.")  # fmt: skip
+            raise RunDirError(
+                f"run directory of version {version}, this gavel reads up to {FORMAT}",
+                where=str(self.path),
+                hint="Update gavel to use it.",
+            )
         return manifest
 
     def stage(self, name: str) -> dict[str, Any]:
@@ -259,10 +265,13 @@ class RunDir:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "another process"
             self._lock.close()
-            raise RunDirError(f"in use by {holder}", where=str(self.path),
-                              hint="Wait for it to end, or choose another --out.") from None  # fmt: skip
+            raise RunDirError(
+                f"in use by {holder}",
+                where=str(self.path),
+                hint="Wait for it to end, or choose another --out.",
+            ) from None
         self._lock.truncate(0)
-        command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:3]])
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:3]])
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()} ({command})")
         self._lock.flush()
 

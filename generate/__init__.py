@@ -1,1 +1,1 @@
-"""generate."""
+"""Prompts to completions."""

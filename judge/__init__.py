@@ -1,1 +1,1 @@
-"""judge."""
+"""Completions to judgments, judgments to preference pairs."""

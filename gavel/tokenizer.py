@@ -1,0 +1,241 @@
+"""Text to token ids and back, exactly: no second BOS, no special token out of untrusted text.
+
+A conversation is rendered by the model's own chat template and tokenised whole, as the model was
+trained. Only where a message holds a string that the tokenizer would read as a special token is it
+taken apart: the template's own special tokens become ids, everything between them is tokenised with
+special tokens off (FIELD: a candidate must not be able to add turns).
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+
+from gavel.errors import GavelError, InputError, RowError
+from gavel.records import Message, digest
+
+_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+#: Stands for a message's text while the template is rendered to find where its text lands.
+_MARK = "\U000f0a11{}\U000f0a12"
+
+
+class HfTokenizer:
+    """A transformers tokenizer. Implements `gavel.protocols.Tokenizer`."""
+
+    def __init__(self, tokenizer: Any, template_args: dict[str, Any] | None = None) -> None:
+        self.hf = tokenizer
+        self.template_args = template_args or {}
+        self._bos = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
+        # whitespace runs can be added tokens too (GPT-NeoX); those are ordinary text
+        added = {i: t for i, t in tokenizer.added_tokens_decoder.items() if t.content.strip()}
+        self._special_id = {token.content: token_id for token_id, token in added.items()}
+        longest_first = sorted(added.values(), key=lambda t: -len(t.content))
+        self._specials = re.compile("|".join(re.escape(t.content) for t in longest_first) or r"(?!)")
+        # a special token may swallow the spaces beside it (Phi-3)
+        self._with_spaces = re.compile(
+            "|".join(
+                (r"\s*" if t.lstrip else "") + f"({re.escape(t.content)})" + (r"\s*" if t.rstrip else "")
+                for t in longest_first
+            )
+            or r"(?!)"
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: str,
+        *,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        template_args: dict[str, Any] | None = None,
+    ) -> HfTokenizer:
+        """Loads the tokenizer of a model directory or hub id.
+
+        Raises InputError where there is none.
+        """
+        from transformers import AutoTokenizer
+
+        if Path(path).is_dir() and not any((Path(path) / name).exists() for name in _FILES):
+            raise InputError(
+                "model directory has no tokenizer",
+                where=path,
+                hint="Copy tokenizer.json and tokenizer_config.json into it.",
+            )
+        try:
+            made = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"its tokenizer cannot be loaded: {_first_line(error)}", where=path) from None
+        return cls(made, template_args)
+
+    @cached_property
+    def version(self) -> str:
+        """Hash of vocabulary, merges, chat template and template arguments."""
+        return digest(self.hf.backend_tokenizer.to_str(), self.hf.chat_template, self.template_args)
+
+    @cached_property
+    def _whole(self) -> Any:
+        """Tokenises trusted text, special tokens and all."""
+        return _unbounded(copy.deepcopy(self.hf.backend_tokenizer))
+
+    @cached_property
+    def _plain(self) -> Any:
+        """Tokenises untrusted text: what looks like a special token stays text."""
+        backend = copy.deepcopy(self._whole)
+        backend.add_special_tokens([AddedToken(content, special=True) for content in self._special_id])
+        backend.encode_special_tokens = True
+        return backend
+
+    @cached_property
+    def _plain_inner(self) -> Any:
+        """As `_plain`, for text that does not begin the sequence: no space is put before it."""
+        pre = self._plain.pre_tokenizer
+        if getattr(pre, "prepend_scheme", None) != "first":
+            return self._plain
+        backend = copy.deepcopy(self._plain)
+        pre = copy.deepcopy(pre)
+        pre.prepend_scheme = "never"
+        backend.pre_tokenizer = pre
+        backend.encode_special_tokens = True
+        return backend
+
+    @property
+    def eos_id(self) -> int:
+        if self.hf.eos_token_id is None:
+            raise InputError("its tokenizer has no end-of-sequence token", where=self.hf.name_or_path)
+        return int(self.hf.eos_token_id)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self.hf.chat_template)
+
+    def require_chat_template(self) -> None:
+        """Raises InputError when there is none."""
+        if not self.has_chat_template:
+            raise InputError(
+                "the model has no chat template",
+                where=self.hf.name_or_path,
+                hint="Add chat_template.jinja to the model directory.",
+            )
+
+    def chat_ids(self, messages: Sequence[Message], **template_args: Any) -> list[int]:
+        """Ids of a conversation, ready for the assistant's turn.
+
+        Raises RowError when the template refuses the conversation (an unknown role, say).
+        """
+        self.require_chat_template()
+        texts = [m.content for m in messages]
+        rendered = self._render(messages, texts, template_args)
+        if not any(self._specials.search(text) for text in texts):
+            return _encode(self._whole, rendered)
+        return self._spliced_ids(messages, template_args, rendered)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of untrusted text that follows a special token: no BOS, no special tokens."""
+        return _encode(self._plain_inner, text)
+
+    def span_ids(self, context: str, target: str) -> tuple[list[int], int]:
+        """Ids of context + target, and the first that holds any of the target's text.
+
+        Raises RowError when no token holds any of it.
+        """
+        encoding = _encoding(self._plain, context + target)
+        for position, (start, end) in enumerate(encoding.offsets):
+            if end > len(context) and end > start:
+                return [*self._bos, *encoding.ids], position + len(self._bos)
+        raise RowError("the text has no tokens")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids without special tokens."""
+        text: str = self.hf.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def _render(
+        self, messages: Sequence[Message], texts: Sequence[str], template_args: dict[str, Any]
+    ) -> str:
+        turns = [{"role": m.role, "content": text} for m, text in zip(messages, texts, strict=True)]
+        try:
+            rendered: str = self.hf.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True, **self.template_args, **template_args
+            )
+        except GavelError:
+            raise
+        except Exception as error:  # whatever a model's own template raises
+            raise RowError(f"the chat template refuses this conversation: {_first_line(error)}") from None
+        return rendered
+
+    def _spliced_ids(
+        self, messages: Sequence[Message], template_args: dict[str, Any], rendered: str
+    ) -> list[int]:
+        """Ids of `rendered` in which special tokens inside a message's text stay text."""
+        spans = self._text_spans(messages, template_args, rendered)
+        ids: list[int] = []
+        start = 0
+        for match in self._with_spaces.finditer(_blank(rendered, spans)):
+            ids += _encode(self._plain_inner if ids else self._plain, rendered[start : match.start()])
+            ids.append(self._special_id[match[match.lastindex or 0]])
+            start = match.end()
+        return ids + _encode(self._plain_inner if ids else self._plain, rendered[start:])
+
+    def _text_spans(
+        self, messages: Sequence[Message], template_args: dict[str, Any], rendered: str
+    ) -> list[tuple[int, int]]:
+        """Where in `rendered` each message's text lies: renders marks instead and fills them in."""
+        marks = [_MARK.format(i) for i in range(len(messages))]
+        marked = self._render(messages, marks, template_args)
+        for texts in ([m.content for m in messages], [m.content.strip() for m in messages]):
+            filled, spans, cursor = "", [], 0
+            for match in re.finditer("\U000f0a11(\\d+)\U000f0a12", marked):
+                filled += marked[cursor : match.start()]
+                text = texts[int(match.group(1))]
+                spans.append((len(filled), len(filled) + len(text)))
+                filled += text
+                cursor = match.end()
+            if filled + marked[cursor:] == rendered:
+                return spans
+        raise RowError(
+            "holds a special token, and the chat template changes the text: it cannot be kept apart"
+        )
+
+
+def _encode(backend: Any, text: str) -> list[int]:
+    ids: list[int] = _encoding(backend, text).ids if text else []
+    return ids
+
+
+def _encoding(backend: Any, text: str) -> Any:
+    try:
+        return backend.encode(text, add_special_tokens=False)
+    except UnicodeEncodeError:
+        raise RowError("lone surrogates: the text is not valid Unicode") from None
+
+
+def _unbounded(backend: Any) -> Any:
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = False
+    return backend
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    """Whether plain text gets a BOS from this tokenizer."""
+    return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+
+
+def _blank(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    """`text` with the spans overwritten, of the same length; what overwrites them is not a space."""
+    parts, cursor = [], 0
+    for start, end in spans:
+        parts += [text[cursor:start], "\ufffc" * (end - start)]
+        cursor = end
+    return "".join(parts) + text[cursor:]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,162 @@
+"""The one loop that asks a judge: engine calls, resume, failures and records for every method."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Set
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gavel.errors import RowError
+from gavel.packed import pack_logprobs
+from gavel.protocols import Engine, Refused, require
+from gavel.records import Completion, Judgment, Prompt, digest
+from judge.method import Item, Method, Reply, Request, Verdict
+
+
+@dataclass(slots=True)
+class _Open:
+    """An item whose replies are still coming. twins: completions of the same text, judged with it."""
+
+    item: Item
+    key: str
+    twins: list[tuple[str, Item]]
+    replies: list[Reply | None]
+    refused: str | None = None
+    missing: int = 0
+    usage: Counter[str] = field(default_factory=Counter)
+
+
+def collect(
+    groups: Iterable[tuple[Prompt, list[Completion]]],
+    method: Method,
+    engine: Engine,
+    *,
+    done: Set[str],
+    record: Callable[[Judgment], None],
+    progress: Callable[[int], None] = lambda count: None,
+) -> Counter[str]:
+    """Asks `engine` about every item that is not in `done` and records each judgment as it comes.
+
+    An item that cannot be asked or answered becomes a judgment with a reason. Completions of one
+    prompt with the same text are asked about once, and each gets a judgment of its own.
+
+    Args:
+        groups: prompts with their completions.
+        done: ids of judgments that are recorded already.
+        record: appends one judgment.
+        progress: told how many items are settled.
+
+    Returns: counts of "judged", "reused", "unusable" judgments and of engine "calls" and "tokens".
+    """
+    require(engine, *method.needs, task=f"judging by {method.name}")
+    tokenizer = engine.tokenizer
+    basis = digest(
+        method.name, method.fingerprint, method.parser, engine.weights, engine.dtype, tokenizer.version
+    )
+    counts: Counter[str] = Counter()
+    pending: dict[str, _Open] = {}
+    unaskable: list[tuple[_Open, str]] = []  # written by the loop below, never while requests are made
+
+    def settle(entry: _Open, verdict: Verdict) -> None:
+        for key, item in [(entry.key, entry.item), *entry.twins]:
+            usage = dict(entry.usage) if key == entry.key else {}
+            record(_judgment(key, item, verdict, method, engine, usage))
+            counts["judged"] += 1
+            counts["unusable"] += verdict.reason is not None
+            progress(1)
+
+    def requests() -> Iterator[Any]:
+        for prompt, completions in groups:
+            for entry in _entries(prompt, completions, method, basis, done, counts, progress):
+                try:
+                    asked = method.render(entry.item, tokenizer)
+                except RowError as error:
+                    unaskable.append((entry, error.what))
+                    continue
+                entry.replies, entry.missing = [None] * len(asked), len(asked)
+                pending[entry.key] = entry
+                for number, request in enumerate(asked):
+                    counts["calls"] += 1
+                    counts["tokens"] += _size(request)
+                    entry.usage["prompt_tokens"] += _size(request)
+                    yield replace(request, key=f"{entry.key}/{number}")
+
+    call: Callable[[Iterable[Any]], Iterator[Any]] = getattr(engine, method.call.value)
+    for reply in call(requests()):
+        key, number = reply.key.split("/")
+        entry = pending[key]
+        entry.missing -= 1
+        if isinstance(reply, Refused):
+            entry.refused = reply.reason
+        else:
+            entry.replies[int(number)] = reply
+        if entry.missing == 0:
+            del pending[key]
+            settle(entry, _verdict(method, entry))
+        while unaskable:
+            other, reason = unaskable.pop()
+            settle(other, Verdict(reason=reason))
+    while unaskable:
+        other, reason = unaskable.pop()
+        settle(other, Verdict(reason=reason))
+    return counts
+
+
+def _entries(
+    prompt: Prompt,
+    completions: list[Completion],
+    method: Method,
+    basis: str,
+    done: Set[str],
+    counts: Counter[str],
+    progress: Callable[[int], None],
+) -> list[_Open]:
+    """What is still to be asked about one prompt, items of the same texts together."""
+    content = digest(prompt.messages, prompt.references)
+    entries: dict[tuple[str, tuple[str, ...]], _Open] = {}
+    for item in method.items(prompt, completions):
+        texts = tuple(c.text for c in item.completions)
+        ids = [c.id for c in item.completions]
+        key = digest("judgment", basis, method.template(item.aspect), item.aspect, content, texts, ids)
+        if key in done:
+            counts["reused"] += 1
+            progress(1)
+        elif (same := entries.get((item.aspect, texts))) is not None:
+            same.twins.append((key, item))
+        else:
+            entries[item.aspect, texts] = _Open(item, key, [], [])
+    return list(entries.values())
+
+
+def _verdict(method: Method, entry: _Open) -> Verdict:
+    if entry.refused is not None:
+        return Verdict(reason=entry.refused)
+    return method.parse(entry.item, [r for r in entry.replies if r is not None])
+
+
+def _judgment(
+    key: str, item: Item, verdict: Verdict, method: Method, engine: Engine, usage: dict[str, int]
+) -> Judgment:
+    return Judgment(
+        id=key,
+        prompt_id=item.prompt.id,
+        completion_ids=tuple(c.id for c in item.completions),
+        method=method.name,
+        aspect=item.aspect,
+        judge=engine.model,
+        weights=engine.weights,
+        template=method.template(item.aspect),
+        parser=method.parser,
+        raw=verdict.raw,
+        verdict=verdict.verdict,
+        score=verdict.score,
+        measures=verdict.measures,
+        reason=verdict.reason,
+        logprobs=pack_logprobs(verdict.logprobs) if verdict.logprobs is not None else None,
+        usage=usage,
+    )
+
+
+def _size(request: Request) -> int:
+    return len(request.prompt if hasattr(request, "prompt") else request.token_ids)

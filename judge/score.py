@@ -1,0 +1,217 @@
+"""`gavel score`: outputs that exist already, scored row by row.
+
+Every row of the source comes out, in order and with its own columns, `scores` added. Judgments are
+kept in a journal beside the output until it is whole, so a stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gavel.errors import InputError, RowError
+from gavel.progress import Progress
+from gavel.protocols import Engine
+from gavel.records import Completion, Judgment, Prompt, digest
+from gavel.rundir import Index, JsonlWriter, RunDir, disk_error
+from gavel.sources import BadRows, OutputReader, OutputRow, Row, read_outputs, read_rows
+from judge.collect import collect
+from judge.method import Method
+
+ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
+
+
+@dataclass(slots=True)
+class Correlations:
+    """Pairs of score and human score (or length), by name; `rank` gives Spearman's rho."""
+
+    values: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+
+    def add(self, name: str, x: float, y: float) -> None:
+        self.values.setdefault(name, []).append((x, y))
+
+    def rank(self) -> dict[str, float | None]:
+        """Spearman's rank correlation; None where one side never varies."""
+        from scipy.stats import spearmanr
+
+        found: dict[str, float | None] = {}
+        for name, pairs in self.values.items():
+            xs, ys = zip(*pairs, strict=True)
+            varies = len(set(xs)) > 1 and len(set(ys)) > 1
+            found[name] = round(float(spearmanr(xs, ys).statistic), 4) if varies else None
+        return found
+
+
+def check_destination(out: str) -> Path:
+    """Raises InputError for a file that cannot be written."""
+    path = Path(out)
+    if not path.name.endswith(ENDINGS):
+        raise InputError(f"must end in {', '.join(ENDINGS)}", where=f"--out {out}")
+    if not path.parent.is_dir():
+        raise InputError("there is no such folder", where=f"--out {path.parent}")
+    return path
+
+
+def score(
+    source: str,
+    out: Path,
+    engine: Engine,
+    method: Method,
+    *,
+    mapping: dict[str, str],
+    bad: BadRows,
+    correlate: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Scores every row of `source` into `out` and returns a summary.
+
+    A row that cannot be scored has ``scores: null`` and a `reason`. A row with several outputs has a
+    list of scores, or an object by model where the outputs are named by model.
+
+    Args:
+        correlate: columns with human scores, whose rank correlation with the scores is reported.
+
+    Raises:
+        InputError: more bad rows than allowed; a column to correlate that no row has.
+    """
+    started = time.monotonic()
+    for _ in read_outputs(source, mapping, bad):
+        pass
+    bad.check()
+    with RunDir.open(out.with_name(f".{out.name}.gavel")) as journal:
+        settings = digest(method.name, method.fingerprint, engine.weights, engine.tokenizer.version)
+        path = journal.judgments_path(settings)
+        done = journal.ids(path)
+        rows = read_outputs(source, mapping, BadRows.quiet())
+        groups = ((row.prompt, list(row.completions)) for row in rows)
+        with JsonlWriter(path) as writer, Progress(f"scoring ({method.name})", None) as progress:
+            counts = collect(
+                groups, method, engine, done=done, record=writer.append, progress=progress.advance
+            )
+        index = Index(path)
+        human, length = Correlations(), Correlations()
+        try:
+            written, scored = _write(out, _rows(source, mapping, index, correlate, human, length))
+        finally:
+            index.close()
+    if correlate and not human.values:
+        raise InputError(f"no row has a number in {', '.join(correlate)}", where="--correlate")
+    shutil.rmtree(journal.path)
+    seconds = time.monotonic() - started
+    return {
+        "rows": written,
+        "scored": scored,
+        "without_score": written - scored,
+        "calls": counts["calls"],
+        "tokens": counts["tokens"],
+        "rank_correlation": human.rank(),
+        "rank_correlation_with_length": length.rank(),
+        "seconds": round(seconds, 2),
+        "judge": engine.model,
+        "weights": engine.weights,
+        "method": method.name,
+        "settings": method.fingerprint,
+        "out": str(out),
+    }
+
+
+def _rows(
+    source: str,
+    mapping: dict[str, str],
+    index: Index,
+    correlate: Sequence[str],
+    human: Correlations,
+    length: Correlations,
+) -> Iterator[dict[str, Any]]:
+    """Every row in order with its scores; rows that cannot be read stand as `reason` alone."""
+    unread: list[RowError] = []
+    reader = OutputReader(mapping)
+    for row in read_rows(source, BadRows.quiet(unread.append)):
+        while unread:
+            yield {"scores": None, "reason": str(unread.pop(0))}
+        try:
+            found = reader(row)
+        except RowError as error:
+            yield {**row.data, "scores": None, "reason": error.what}
+            continue
+        if found is None:
+            continue
+        yield _scored_row(row, found, index, correlate, human, length)
+    while unread:
+        yield {"scores": None, "reason": str(unread.pop(0))}
+
+
+def _scored_row(
+    row: Row,
+    found: OutputRow,
+    index: Index,
+    correlate: Sequence[str],
+    human: Correlations,
+    length: Correlations,
+) -> dict[str, Any]:
+    judgments: dict[str, list[Judgment]] = {}
+    for judgment in index.read(found.prompt.id, Judgment):
+        judgments.setdefault(judgment.completion_ids[0], []).append(judgment)
+    scores, reasons = [], []
+    for completion in found.completions:
+        by_aspect = {j.aspect: j for j in judgments.get(completion.id, [])}
+        reasons += [f"{j.aspect}: {j.reason}" for j in by_aspect.values() if j.reason]
+        given = {a: j.measures if j.reason is None else None for a, j in by_aspect.items()}
+        scores.append(given if any(given.values()) else None)
+        for aspect, measures in given.items():
+            for measure in ("mean", "sum", "per_byte"):
+                if measures is None:
+                    continue
+                length.add(f"{aspect} {measure}", measures[measure], len(completion.text))
+                for column in correlate:
+                    value = row.data.get(column)
+                    if isinstance(value, int | float) and value == value:
+                        human.add(f"{aspect} {measure} ~ {column}", measures[measure], float(value))
+    shaped = _shape(found.prompt, found.completions, scores)
+    done = dict(row.data) | {"scores": shaped if any(scores) else None}
+    return done | ({"reason": "; ".join(dict.fromkeys(reasons))} if reasons else {})
+
+
+def _shape(prompt: Prompt, completions: Sequence[Completion], scores: list[Any]) -> Any:
+    """One output: its scores. Several: by model where each has its own, else a list."""
+    models = [c.model for c in completions]
+    if len(scores) == 1 and models[0] is None:
+        return scores[0]
+    if all(models) and len(set(models)) == len(models) and len(models) > 1:
+        return dict(zip(models, scores, strict=True))
+    return scores[0] if len(scores) == 1 else scores
+
+
+def _write(out: Path, rows: Iterator[dict[str, Any]]) -> tuple[int, int]:
+    """Writes whole or not at all; returns (rows, rows with scores)."""
+    temporary = out.with_name(f".{out.name}.part")
+    written = scored = 0
+
+    def counted() -> Iterator[dict[str, Any]]:
+        nonlocal written, scored
+        for row in rows:
+            written += 1
+            scored += row["scores"] is not None
+            yield row
+
+    try:
+        if out.suffix == ".parquet":
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            pq.write_table(pa.Table.from_pylist(list(counted())), temporary)
+        else:
+            opener = gzip.open if out.suffix == ".gz" else open
+            with opener(temporary, "wt", encoding="utf-8") as file:
+                for row in counted():
+                    file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        temporary.replace(out)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise disk_error(error, out) from None
+    return written, scored

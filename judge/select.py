@@ -1,0 +1,223 @@
+"""Pure selection: the scored completions of one prompt → pairs of (chosen, rejected).
+
+A strategy proposes pairs, filters drop some of them, and everything dropped is counted by name.
+Nothing here depends on the order in which completions were recorded.
+
+Left out: verdicts over several completions at once (pairwise). They would come in beside
+`score_completions`, as another way to make candidates; the strategies read only scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gavel.errors import InputError
+from gavel.records import Completion, Judgment, digest
+
+
+class Strategy(StrEnum):
+    """Which pairs of a prompt are proposed."""
+
+    BEST_WORST = "best-worst"
+    BEST_RANDOM = "best-random"
+    ALL = "all"
+    TOP_BOTTOM = "top-bottom"
+
+
+class Drop(StrEnum):
+    """Why something is no pair, and what is counted: completions, pairs or prompts."""
+
+    UNSCORED = "unscored"  # completions without a usable score in every aspect
+    EMPTY = "empty"  # completions with nothing but white space
+    DUPLICATE = "duplicate"  # completions with the text of another one
+    TOO_FEW = "too_few"  # prompts with fewer than two completions left
+    TIE = "tie"  # proposed pairs of equal score
+    MIN_MARGIN = "min_margin"  # proposed pairs under the minimum margin
+    MAX_LENGTH_RATIO = "max_length_ratio"  # proposed pairs of too different lengths
+    PER_PROMPT = "per_prompt"  # pairs over the number wanted of a prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What to select.
+
+    k: how many from the top and from the bottom (top-bottom only).
+    min_margin: smallest difference of scores, in the judge's own unit.
+    max_length_ratio: characters of the longer text over those of the shorter; None for no limit.
+    per_prompt: at most so many pairs of a prompt, the widest margins first; None for no limit.
+    seed: of best-random.
+
+    Raises:
+        InputError: a value out of its range; the option is named.
+    """
+
+    strategy: str = Strategy.BEST_WORST
+    k: int = 2
+    min_margin: float = 0.0
+    max_length_ratio: float | None = None
+    per_prompt: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.strategy not in list(Strategy):
+            raise InputError(
+                f"no strategy {self.strategy!r}", where="--strategy", hint=f"Known: {', '.join(Strategy)}."
+            )
+        if self.k < 1:
+            raise InputError(f"must be at least 1, not {self.k}", where="--k")
+        if not (math.isfinite(self.min_margin) and self.min_margin >= 0):
+            raise InputError(f"must be at least 0, not {self.min_margin}", where="--min-margin")
+        if self.max_length_ratio is not None and not self.max_length_ratio >= 1:
+            raise InputError(
+                f"must be at least 1 (longer over shorter), not {self.max_length_ratio}",
+                where="--max-length-ratio",
+            )
+        if self.per_prompt is not None and self.per_prompt < 1:
+            raise InputError(f"must be at least 1, not {self.per_prompt}", where="--per-prompt")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A completion with what the judge made of it. score: higher is better, None if unscored."""
+
+    completion: Completion
+    score: float | None
+    judgment_ids: tuple[str, ...] = ()
+
+    @property
+    def number(self) -> float:
+        """The score of a candidate that is known to have one."""
+        assert self.score is not None
+        return self.score
+
+
+Proposal = tuple[Candidate, Candidate]  # chosen, rejected
+
+
+def score_completions(
+    completions: Iterable[Completion], judgments: Iterable[Judgment], aspects: Sequence[str]
+) -> list[Candidate]:
+    """Scores each completion with the mean over the aspects of its mean score in each.
+
+    An aspect that was asked about several times is the mean of its usable judgments; one without a
+    usable judgment leaves the completion unscored. Judgments over several completions are not read.
+    """
+    asked: dict[tuple[str, str], list[Judgment]] = defaultdict(list)
+    for judgment in judgments:
+        if len(judgment.completion_ids) == 1 and is_usable(judgment):
+            asked[judgment.completion_ids[0], judgment.aspect].append(judgment)
+    found = []
+    for completion in completions:
+        by_aspect = [asked.get((completion.id, aspect), []) for aspect in aspects]
+        score, ids = None, tuple(sorted(j.id for answers in by_aspect for j in answers))
+        if aspects and all(by_aspect):
+            score = _mean([_mean([float(j.score or 0.0) for j in answers]) for answers in by_aspect])
+        found.append(Candidate(completion, score, ids if score is not None else ()))
+    return found
+
+
+def is_usable(judgment: Judgment) -> bool:
+    """Whether a judgment gave a number."""
+    return judgment.score is not None and judgment.reason is None and math.isfinite(judgment.score)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)  # fsum: exact, so the order of records does not matter
+
+
+def eligible(candidates: Iterable[Candidate], dropped: Counter[str]) -> list[Candidate]:
+    """The candidates that can stand in a pair, best first.
+
+    Of one text the completion of the lowest index stays, whatever its score, so that repeating an
+    answer does not buy the better of several judgments.
+    """
+    seen: set[str] = set()
+    kept = []
+    for candidate in sorted(candidates, key=lambda c: (c.completion.index, c.completion.id)):
+        if not candidate.completion.text.strip():
+            dropped[Drop.EMPTY] += 1
+        elif candidate.score is None:
+            dropped[Drop.UNSCORED] += 1
+        elif candidate.completion.text in seen:
+            dropped[Drop.DUPLICATE] += 1
+        else:
+            seen.add(candidate.completion.text)
+            kept.append(candidate)
+    return sorted(kept, key=lambda c: (-c.number, c.completion.id))
+
+
+def select(
+    prompt_id: str, ranked: Sequence[Candidate], rules: Selection, dropped: Counter[str]
+) -> list[Proposal]:
+    """The pairs of one prompt, widest margin first.
+
+    Args:
+        ranked: what `eligible` returns.
+        dropped: reasons are counted here.
+    """
+    if len(ranked) < 2:
+        dropped[Drop.TOO_FEW] += 1
+        return []
+    kept = []
+    for pair in propose(prompt_id, ranked, rules):
+        reason = objection(pair, rules)
+        if reason is None:
+            kept.append(pair)
+        else:
+            dropped[reason] += 1
+    kept.sort(key=lambda pair: (-margin(pair), pair[0].completion.id, pair[1].completion.id))
+    if rules.per_prompt is not None and len(kept) > rules.per_prompt:
+        dropped[Drop.PER_PROMPT] += len(kept) - rules.per_prompt
+        kept = kept[: rules.per_prompt]
+    return kept
+
+
+def propose(prompt_id: str, ranked: Sequence[Candidate], rules: Selection) -> list[Proposal]:
+    """The pairs that a strategy wants, before any filter. ranked: best first, at least two."""
+    best, worst = ranked[0], ranked[-1]
+    if rules.strategy == Strategy.BEST_WORST:
+        return [(best, worst)]
+    if rules.strategy == Strategy.BEST_RANDOM:
+        lower = [c for c in ranked[1:] if not same_score(c.number, best.number)]
+        if not lower:
+            return [(best, worst)]  # a tie, and counted as one
+        return [(best, lower[int(digest("best-random", rules.seed, prompt_id), 16) % len(lower)])]
+    if rules.strategy == Strategy.ALL:
+        return [(ranked[i], ranked[j]) for i in range(len(ranked)) for j in range(i + 1, len(ranked))]
+    k = min(rules.k, len(ranked) // 2)  # top and bottom never overlap
+    return [(top, bottom) for top in ranked[:k] for bottom in ranked[-k:]]
+
+
+def objection(pair: Proposal, rules: Selection) -> Drop | None:
+    """Why a proposed pair is none."""
+    chosen, rejected = pair
+    if same_score(chosen.number, rejected.number):
+        return Drop.TIE
+    short_of = margin(pair) < rules.min_margin
+    if short_of and not math.isclose(margin(pair), rules.min_margin, rel_tol=1e-9):  # 0.3 - 0.2 >= 0.1
+        return Drop.MIN_MARGIN
+    if rules.max_length_ratio is not None:
+        shorter, longer = sorted((len(chosen.completion.text), len(rejected.completion.text)))
+        if longer > rules.max_length_ratio * shorter:
+            return Drop.MAX_LENGTH_RATIO
+    return None
+
+
+def margin(pair: Proposal) -> float:
+    """Score of chosen minus score of rejected."""
+    return pair[0].number - pair[1].number
+
+
+def same_score(a: float, b: float) -> bool:
+    """Equal up to what floating-point means and batching in the engine leave behind."""
+    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def is_swapped(seed: int, prompt_id: str, pair: Proposal) -> bool:
+    """The label-shuffle control: a fair coin per pair, the same in every run."""
+    ids = sorted(candidate.completion.id for candidate in pair)
+    return int(digest("shuffle-labels", seed, prompt_id, *ids), 16) % 2 == 1

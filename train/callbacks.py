@@ -1,0 +1,114 @@
+"""What happens beside the training steps: metrics, progress, checkpoints, stopping."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+from gavel.command import say
+from gavel.errors import CheckFailed
+from gavel.rundir import JsonlWriter
+from train.output import Output
+
+_CHECKPOINT_S = 300.0
+_LAST_CHECKPOINT_S = 60.0
+_SAY_S = 30.0
+
+
+class Metrics(TrainerCallback):  # type: ignore[misc]
+    """Appends every log step to metrics.jsonl; a loss that is not a number stops the run."""
+
+    def __init__(self, output: Output) -> None:
+        self._writer = JsonlWriter(output.metrics_path)
+        self._said = time.monotonic()
+        self.last: dict[str, Any] = {}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        if "loss" not in logs:  # the closing line about run time
+            return
+        norm = float(logs.get("grad_norm", 0.0))
+        if not math.isfinite(logs["loss"]) or not math.isfinite(norm):
+            raise CheckFailed(
+                f"loss {logs['loss']}, gradient norm {norm} at step {state.global_step}",
+                where=str(self._writer.path),
+                hint="Lower --learning-rate, or train with --precision fp32.",
+            )
+        self.last = {"step": state.global_step, **{k: _number(v) for k, v in logs.items()}}
+        self._writer.append_line(json.dumps(self.last).encode() + b"\n")
+        if time.monotonic() - self._said > _SAY_S and not sys.stderr.isatty():
+            self._said = time.monotonic()
+            say(f"step {state.global_step}/{state.max_steps}: loss {logs['loss']:.4g}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._writer.close()
+
+
+def _number(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+class Bar(ProgressCallback):  # type: ignore[misc]
+    """A progress bar on standard error and nothing on standard output."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if self.training_bar is not None and "loss" in (logs or {}):
+            self.training_bar.set_postfix_str(f"loss {logs['loss']:.4g}", refresh=False)
+
+
+class Checkpoints(TrainerCallback):  # type: ignore[misc]
+    """Asks for a checkpoint every five minutes (or every `save_steps`) and at a stop, and marks it
+    once it is whole."""
+
+    def __init__(self, output: Output, save_steps: int) -> None:
+        self._output = output
+        self._save_steps = save_steps
+        self._saved = time.monotonic()
+        self.stop_requested = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        unsaved_s = time.monotonic() - self._saved
+        if state.global_step >= state.max_steps:
+            control.should_save |= unsaved_s > _LAST_CHECKPOINT_S  # in case saving the model is interrupted
+        elif self._save_steps:
+            control.should_save |= state.global_step % self._save_steps == 0
+        else:
+            control.should_save |= unsaved_s > _CHECKPOINT_S
+        if self.stop_requested:
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._output.mark_whole(state.global_step)
+        self._saved = time.monotonic()
+
+
+@contextlib.contextmanager
+def stopping(checkpoints: Checkpoints) -> Iterator[None]:
+    """SIGINT and SIGTERM end training after the step under way, with a checkpoint, then raise
+    KeyboardInterrupt; a second signal raises it at once."""
+    before: dict[signal.Signals, Any] = {}
+
+    def stop(signum: int, frame: object) -> None:
+        if checkpoints.stop_requested:
+            raise KeyboardInterrupt
+        checkpoints.stop_requested = True
+        say("stopping after this step; a checkpoint is saved (again to stop at once)")
+
+    with contextlib.suppress(ValueError):  # not in the main thread
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if checkpoints.stop_requested:
+        raise KeyboardInterrupt

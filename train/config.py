@@ -1,0 +1,124 @@
+"""What a DPO run is told to do. Light: the command line imports it for its defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from gavel.errors import InputError
+
+#: The loss types of TRL 1.16's DPOTrainer.
+LOSSES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
+          "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm")  # fmt: skip
+#: Our name → transformers' name. Its "constant" would ignore the warm-up.
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+PRECISIONS = ("auto", "fp32", "bf16")
+REFERENCES = ("auto", "samples", "pass")
+_DEFAULT_MICRO = 8  # pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpoConfig:
+    """Settings of `train.dpo.train_dpo`. Produced by the command line or `rounds`.
+
+    model: directory or hub id that training starts from; it is the reference as well.
+    loss: TRL loss type → weight. "sft" is the negative log-likelihood of the chosen completions.
+    label_smoothing: read by "robust" and "exo_pair" only; "robust" needs it below 0.5.
+    batch_size: pairs per optimiser step. micro_batch: pairs per forward pass, a divisor of it; None
+        takes the largest divisor up to 8. What is optimised does not depend on it.
+    max_length: pairs with more tokens (prompt and completion) are left out; None: the model's context.
+    warmup: optimiser steps, or below 1 a fraction of all.
+    precision: "fp32", "bf16" (autocast over float32 weights; saved as bfloat16), or "auto": bf16 on a
+        GPU that has it, fp32 elsewhere.
+    gradient_checkpointing: less memory, about 25 % more time.
+    lora_r: rank of the adapter, 0 for full training. lora_targets: module names; () means every
+        linear layer but the head. merge: save the merged model, with the adapter beside it.
+    save_steps: optimiser steps between checkpoints; 0: one every five minutes.
+    log_steps: optimiser steps between lines of metrics.jsonl.
+    report_to: trackers that transformers knows ("wandb", "tensorboard", ...).
+    reference: where the reference's log-probabilities come from. "auto": from the samples if an audit
+        agrees, else a pass of the model over the data. "samples": the same, but an audit that
+        disagrees is an error. "pass": always a pass.
+    audit_rows: pairs that the audit reads.
+    """
+
+    model: str
+    learning_rate: float = 1e-6
+    beta: float = 0.1
+    loss: Mapping[str, float] = field(default_factory=lambda: {"sigmoid": 1.0})
+    label_smoothing: float = 0.0
+    epochs: float = 1.0
+    batch_size: int = 16
+    micro_batch: int | None = None
+    max_length: int | None = None
+    warmup: float = 0.0
+    scheduler: str = "linear"
+    weight_decay: float = 0.0
+    optim: str = "adamw_torch_fused"
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    precision: str = "auto"
+    gradient_checkpointing: bool = False
+    lora_r: int = 0
+    lora_alpha: float | None = None
+    lora_targets: tuple[str, ...] = ()
+    merge: bool = False
+    save_steps: int = 0
+    log_steps: int = 10
+    report_to: tuple[str, ...] = ()
+    reference: str = "auto"
+    audit_rows: int = 16
+    trust_remote_code: bool = False
+    template_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value that cannot be used, naming the option."""
+        unknown = [name for name in self.loss if name not in LOSSES]
+        weights = self.loss.values()
+        _need("loss", not unknown, f"unknown loss {', '.join(unknown)}; known: {', '.join(LOSSES)}")
+        _need("loss", any(w != 0 for w in weights), "needs one loss with a weight that is not 0")
+        for name in ("learning_rate", "beta", "epochs"):
+            _need(name, getattr(self, name) > 0, "must be above 0")
+        for name in ("batch_size", "log_steps", "audit_rows"):
+            _need(name, getattr(self, name) >= 1, "must be at least 1")
+        for name in ("warmup", "weight_decay", "max_grad_norm", "lora_r", "save_steps"):
+            _need(name, getattr(self, name) >= 0, "must not be negative")
+        micro = self.micro_batch
+        _need("micro_batch", micro is None or (micro >= 1 and self.batch_size % micro == 0),
+              f"must divide --batch-size {self.batch_size}")  # fmt: skip
+        for name, known in (
+            ("scheduler", tuple(SCHEDULES)),
+            ("precision", PRECISIONS),
+            ("reference", REFERENCES),
+        ):
+            _need(name, getattr(self, name) in known, f"must be one of {', '.join(known)}")
+        if "robust" in self.loss:
+            _need(
+                "label_smoothing", 0 <= self.label_smoothing < 0.5, "must be in [0, 0.5) for the robust loss"
+            )
+        if "exo_pair" in self.loss:
+            _need(
+                "label_smoothing",
+                0 < self.label_smoothing < 1,
+                "must be above 0 for exo_pair (1e-3 is usual)",
+            )
+        _need("merge", not self.merge or self.lora_r > 0, "needs --lora-r")
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Pairs per forward pass."""
+        if self.micro_batch is not None:
+            return self.micro_batch
+        return max(n for n in range(1, _DEFAULT_MICRO + 1) if self.batch_size % n == 0)
+
+    def shaping(self) -> dict[str, Any]:
+        """The settings that shape the trained weights: what a resumed run must have in common."""
+        aside = {"model", "micro_batch", "gradient_checkpointing", "save_steps", "log_steps", "report_to",
+                 "audit_rows", "trust_remote_code"}  # fmt: skip
+        return {k: v for k, v in asdict(self).items() if k not in aside}
+
+
+def _need(name: str, holds: bool, problem: str) -> None:
+    if not holds:
+        raise InputError(problem, where=f"--{name.replace('_', '-')}")

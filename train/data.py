@@ -1,0 +1,286 @@
+"""Preference pairs as token ids: exactly the ids that were sampled.
+
+A run directory keeps the ids of its completions; only text from elsewhere is tokenised here. The
+prompt is rendered again by the model's tokenizer and must hash to what the sampler saw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from gavel.errors import InputError, RowError
+from gavel.packed import unpack_ids
+from gavel.protocols import Tokenizer
+from gavel.records import Completion, PreferencePair, Prompt, decode, digest
+from gavel.rundir import RunDir, read_lines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairRow:
+    """One pair to train on. Produced here, consumed by `train.dpo`.
+
+    prompt_ids, chosen_ids, rejected_ids: token ids; the completion's EOS is there exactly when it was
+        sampled (or, for text from elsewhere, unless it is known to be cut off).
+    ref_chosen_logp, ref_rejected_logp: summed natural log-probabilities that the sampler recorded, at
+        temperature 1; None where the starting model is not the sampler or they are not known.
+    margin: score of chosen minus score of rejected, None where not known.
+    p_chosen: probability that chosen is better, None where not known.
+    where: file and line that the pair comes from.
+    """
+
+    prompt_ids: Sequence[int]
+    chosen_ids: Sequence[int]
+    rejected_ids: Sequence[int]
+    pair_id: str
+    ref_chosen_logp: float | None = None
+    ref_rejected_logp: float | None = None
+    margin: float | None = None
+    p_chosen: float | None = None
+    where: str = ""
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longer of its two sequences."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
+
+
+class BadRows(Protocol):
+    """Counts rows that cannot be used and stops when they are too many (`gavel.sources.BadRows`)."""
+
+    def add(self, error: RowError) -> None: ...
+
+
+class Preference(Protocol):
+    """What is read of `gavel.sources.PreferenceRow`."""
+
+    @property
+    def prompt(self) -> Prompt: ...
+    @property
+    def chosen(self) -> str: ...
+    @property
+    def rejected(self) -> str: ...
+    @property
+    def chosen_id(self) -> str | None: ...
+    @property
+    def rejected_id(self) -> str | None: ...
+    @property
+    def where(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How a model reads text.
+
+    weights: version of the weights that training starts from; log-probabilities recorded under any
+        other version are not its reference.
+    context: the model's longest sequence in tokens, None for no limit.
+    max_length: longer pairs are left out on purpose, counted in `left_out`.
+    """
+
+    tokenizer: Tokenizer
+    weights: str | None = None
+    context: int | None = None
+    max_length: int | None = None
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A completion as token ids."""
+
+    prompt_id: str
+    ids: array[int]
+    prompt_hash: str | None
+    logp: float | None  # of the starting model, if that is what sampled it
+
+
+class _Id(msgspec.Struct):
+    id: str
+
+
+def data_version(rows: Iterable[PairRow]) -> str:
+    """A hash of what is trained on: ids and their order."""
+    state = hashlib.blake2b(digest_size=12)
+    for row in rows:
+        for ids in (row.prompt_ids, row.chosen_ids, row.rejected_ids):
+            state.update(len(ids).to_bytes(4, "little") + array("i", ids).tobytes())
+    return state.hexdigest()
+
+
+def is_run(path: str) -> bool:
+    """Whether `path` is a run directory rather than a preference file or data set."""
+    return any((Path(path) / name).exists() for name in ("completions.jsonl", "manifest.json", "pairs"))
+
+
+def read_run(run: RunDir, encoder: Encoder, bad: BadRows, pairs: str | None = None) -> list[PairRow]:
+    """The pairs of a run directory, joined with its completions and prompts.
+
+    Args:
+        pairs: name of the set of pairs, the newest where it is None.
+
+    Raises:
+        InputError: no such pairs, or the tokenizer renders a prompt otherwise than the sampler did.
+    """
+    name = _pair_set(run, pairs)
+    path = run.pairs_path(name)
+    found = [(f"{path}:{n}", decode(line, PreferencePair, f"{path}:{n}")) for n, _, line in read_lines(path)]
+    if not found:
+        raise InputError(
+            "holds no pairs", where=str(path), hint="Make some with: gavel pairs RUN --min-margin 0"
+        )
+    answers = _answers(run, {i for _, p in found for i in (p.chosen_id, p.rejected_id)}, encoder)
+    prompts = _prompt_ids(run, {p.prompt_id for _, p in found}, encoder, bad)
+    rows = []
+    for where, pair in found:
+        if pair.prompt_id not in prompts:  # its prompt was reported
+            continue
+        try:
+            chosen, rejected = _both(answers, pair.chosen_id, pair.rejected_id, pair.prompt_id, where)
+        except RowError as error:
+            bad.add(error)
+            continue
+        rows.append(
+            _row(prompts[pair.prompt_id], chosen, rejected, where, pair.id, pair.margin, pair.p_chosen)
+        )
+    return _usable(rows, encoder, bad)
+
+
+def read_preferences(
+    source: Iterable[Preference], encoder: Encoder, bad: BadRows, run: RunDir | None = None
+) -> list[PairRow]:
+    """The pairs of a preference file; those that carry ids of `run`'s completions take its token ids."""
+    given = list(source)
+    answers: dict[str, _Answer] = {}
+    if run is not None:
+        answers = _answers(run, {i for r in given for i in (r.chosen_id, r.rejected_id) if i}, encoder)
+    rows = []
+    for row in given:
+        try:
+            prompt_ids = array("i", encoder.tokenizer.chat_ids(row.prompt.messages))
+            chosen, rejected = (
+                answers.get(i or "") or _from_text(row.prompt.id, text, None, encoder.tokenizer)
+                for i, text in ((row.chosen_id, row.chosen), (row.rejected_id, row.rejected))
+            )
+        except RowError as error:
+            bad.add(RowError(error.what, where=error.where or row.where))
+            continue
+        pair_id = digest("pair", row.prompt.id, row.chosen, row.rejected)
+        rows.append(_row(prompt_ids, chosen, rejected, row.where, pair_id))
+    return _usable(rows, encoder, bad)
+
+
+def run_beside(source: str) -> RunDir | None:
+    """The run directory that an exported file lies in, if any."""
+    for folder in list(Path(source).absolute().parents)[:4]:
+        if (folder / "completions.jsonl").exists():
+            return RunDir(folder)
+    return None
+
+
+def _pair_set(run: RunDir, name: str | None) -> str:
+    known = run.pair_sets()
+    if not known:
+        raise InputError("has no preference pairs", where=str(run.path),
+                         hint=f"Make them with: gavel pairs {run.path}")  # fmt: skip
+    if name is not None and name not in known:
+        raise InputError(f"no pairs named {name!r}", where=str(run.path), hint=f"Known: {', '.join(known)}")
+    return name or known[-1]
+
+
+def _answers(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, _Answer]:
+    """Streams completions.jsonl and keeps the ones that are needed."""
+    only_id = msgspec.json.Decoder(_Id)
+    path = run.completions_path
+    found: dict[str, _Answer] = {}
+    for number, _, line in read_lines(path):
+        if only_id.decode(line).id not in needed:
+            continue
+        completion = decode(line, Completion, f"{path}:{number}")
+        found[completion.id] = _answer(completion, encoder, f"{path}:{number}")
+    return found
+
+
+def _answer(completion: Completion, encoder: Encoder, where: str) -> _Answer:
+    if completion.token_ids is None:
+        return _from_text(completion.prompt_id, completion.text, completion.finish_reason, encoder.tokenizer)
+    try:
+        ids = array("i", unpack_ids(completion.token_ids))
+    except ValueError as error:
+        raise InputError(str(error), where=where) from None
+    reference = completion.logprobs_mode == "raw" and completion.weights == encoder.weights is not None
+    return _Answer(
+        completion.prompt_id, ids, completion.prompt_hash, completion.logprob_sum if reference else None
+    )
+
+
+def _from_text(prompt_id: str, text: str, finish_reason: str | None, tokenizer: Tokenizer) -> _Answer:
+    """Text from elsewhere: EOS is appended unless it is known to be cut off."""
+    end = [] if finish_reason == "length" else [tokenizer.eos_id]
+    return _Answer(prompt_id, array("i", [*tokenizer.text_ids(text), *end]), None, None)
+
+
+def _prompt_ids(run: RunDir, needed: set[str], encoder: Encoder, bad: BadRows) -> dict[str, array[int]]:
+    """Renders the prompts that are needed; pairs of one prompt share its ids."""
+    only_id = msgspec.json.Decoder(_Id)
+    path = run.prompts_path
+    found: dict[str, array[int]] = {}
+    for number, _, line in read_lines(path):
+        if only_id.decode(line).id not in needed:
+            continue
+        prompt = decode(line, Prompt, f"{path}:{number}")
+        try:
+            found[prompt.id] = array("i", encoder.tokenizer.chat_ids(prompt.messages))
+        except RowError as error:
+            bad.add(RowError(error.what, where=f"{path}:{number}"))
+    return found
+
+
+def _both(
+    answers: dict[str, _Answer], chosen_id: str, rejected_id: str, prompt_id: str, where: str
+) -> tuple[_Answer, _Answer]:
+    for completion_id in (chosen_id, rejected_id):
+        if completion_id not in answers:
+            raise RowError(f"its completion {completion_id} is not in completions.jsonl", where=where)
+        if answers[completion_id].prompt_id != prompt_id:
+            raise RowError(f"its completion {completion_id} answers another prompt", where=where)
+    return answers[chosen_id], answers[rejected_id]
+
+
+def _row(prompt_ids: array[int], chosen: _Answer, rejected: _Answer, where: str, pair_id: str,
+         margin: float | None = None, p_chosen: float | None = None) -> PairRow:  # fmt: skip
+    hashes = {a.prompt_hash for a in (chosen, rejected)} - {None}
+    if hashes and hashes != {digest("prompt_ids", prompt_ids.tolist())}:
+        raise InputError(
+            "this model's tokenizer renders the prompt to other token ids than the sampler saw", where=where,
+            hint="Train the model that sampled, with its chat template and the same --chat-template-arg.",
+        )  # fmt: skip
+    return PairRow(prompt_ids=prompt_ids, chosen_ids=chosen.ids, rejected_ids=rejected.ids, pair_id=pair_id,
+                   ref_chosen_logp=chosen.logp, ref_rejected_logp=rejected.logp,
+                   margin=margin, p_chosen=p_chosen, where=where)  # fmt: skip
+
+
+def _usable(rows: list[PairRow], encoder: Encoder, bad: BadRows) -> list[PairRow]:
+    """Leaves out what cannot be trained on: longer than the context is an error of that row."""
+    kept = []
+    for row in rows:
+        if encoder.context is not None and row.length > encoder.context:
+            bad.add(
+                RowError(f"{row.length} tokens, the model's context is {encoder.context}", where=row.where)
+            )
+        elif encoder.max_length is not None and row.length > encoder.max_length:
+            encoder.left_out["longer than --max-length"] += 1
+        elif not row.chosen_ids or not row.rejected_ids:
+            encoder.left_out["empty completion"] += 1
+        elif row.chosen_ids == row.rejected_ids:
+            encoder.left_out["chosen = rejected"] += 1
+        else:
+            kept.append(row)
+    return kept

@@ -1,0 +1,297 @@
+"""Direct preference optimisation on TRL's DPOTrainer, token-exact.
+
+What differs from TRL: the token ids are the sampled ones and nothing is truncated; the reference's
+log-probabilities come from the samples when an audit agrees; what is optimised does not depend on
+the micro-batch; progress goes to standard error; nothing is sent anywhere. Left out: evaluation during
+training (`rounds` measures models itself).
+
+The objective of one optimiser step over a batch of B pairs (Rafailov et al. 2023, eq. 7, for sigmoid):
+
+    Σ_k w_k · 1/B · Σ_pairs loss_k(pair)  +  w_sft · −1/T · Σ_pairs Σ_t log π(chosen_t),
+
+T being the number of chosen completion tokens in the whole batch. TRL takes both means over each
+micro-batch. "aot", "aot_unpaired" and "bco_pair" compare pairs within a micro-batch, so they alone
+still depend on it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from transformers.trainer_callback import PrinterCallback
+from trl import DPOConfig as TrlConfig
+from trl import DPOTrainer
+
+from gavel.command import say
+from gavel.errors import CheckFailed, InputError
+from gavel.tokenizer import HfTokenizer
+from gavel.weights import weights_version
+from train import models
+from train.callbacks import Bar, Checkpoints, Metrics, stopping
+from train.config import SCHEDULES, DpoConfig
+from train.data import PairRow, data_version
+from train.output import Output
+from train.reference import Reference, reference_logps
+
+__all__ = ["DpoConfig", "ExactDPOTrainer", "train_dpo"]
+
+
+class ExactDPOTrainer(DPOTrainer):  # type: ignore[misc]
+    """DPOTrainer on rows whose ids are ready.
+
+    Attributes:
+        reference: the reference's log-probabilities, once the trainer is made.
+    """
+
+    loss_is_scaled_for_ga = True  # compute_loss weighs each micro-batch by its share of the batch
+
+    def __init__(self, config: DpoConfig, rows: Sequence[PairRow], precision: str, **settings: Any) -> None:
+        self._config, self._rows, self._precision = config, rows, precision
+        self.reference: Reference | None = None
+        super().__init__(train_dataset=_dataset(rows), **settings)
+        self._weights = dict(config.loss)
+        self._aux_coef: float = self.router_aux_loss_coef
+        self._pairs = self._chosen_tokens = 1.0
+        # without it, Trainer neither rewrites the model's EOS and pad ids nor saves it in checkpoints
+        self.processing_class = None
+
+    def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        self.reference = reference_logps(
+            self._rows, self._pass, self._config.reference, self._precision, self._config.audit_rows
+        )
+        columns = {"ref_chosen_logps": self.reference.chosen, "ref_rejected_logps": self.reference.rejected}
+        for column, values in columns.items():
+            dataset = dataset.add_column(column, np.asarray(values, dtype=np.float32))
+        return dataset
+
+    def _pass(self, rows: Sequence[PairRow]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reference log-probabilities of rows, longest first so that batches pad little."""
+        order = sorted(range(len(rows)), key=lambda i: -rows[i].length)
+        size = self.args.per_device_train_batch_size
+        chosen, rejected = torch.empty(len(rows)), torch.empty(len(rows))  # (rows,)
+        for start in range(0, len(rows), size):
+            picked = order[start : start + size]
+            batch = self._prepare_inputs(self.data_collator([_example(rows[i]) for i in picked]))
+            c, r = self.compute_ref_log_probs(self.model, batch)
+            chosen[picked], rejected[picked] = c.float().cpu(), r.float().cpu()
+        return chosen, rejected
+
+    def get_batch_samples(self, *args: Any) -> Any:
+        """Counts what the means over the whole batch are divided by."""
+        batches, items = super().get_batch_samples(*args)
+        if batches:
+            counts = torch.stack([_counts(batch) for batch in batches]).sum(dim=0)
+            counts = self.accelerator.gather(counts.to(self.accelerator.device)[None]).sum(dim=0)
+            # gradients are averaged over processes, the objective is a sum over their shares
+            self._pairs, self._chosen_tokens = (counts / self.accelerator.num_processes).tolist()
+        return batches, items
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss, whose means over this micro-batch are weighed by its share of the batch."""
+        pairs, tokens = _counts(inputs).tolist()
+        share = {"sft": tokens / self._chosen_tokens}
+        self.loss_weights = [self._weights[k] * share.get(k, pairs / self._pairs) for k in self.loss_types]
+        self.router_aux_loss_coef: float = self._aux_coef * pairs / self._pairs
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if not torch.isfinite(loss).all():
+            raise CheckFailed(f"the loss is {loss.item()} at step {self.state.global_step + 1}",
+                              hint="Lower --learning-rate, or train with --precision fp32.")  # fmt: skip
+        return loss
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL writes one into every checkpoint."""
+
+    def _send_telemetry(self) -> None:
+        """TRL reports each run to Hugging Face; gavel sends nothing anywhere."""
+
+
+def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> dict[str, Any]:
+    """Trains `config.model` on preference pairs and saves the model to `out`.
+
+    The same call on the same `out` resumes from the newest whole checkpoint; what is finished is not
+    done again. SIGTERM and Ctrl-C leave a checkpoint and raise KeyboardInterrupt.
+
+    Returns:
+        The summary that gavel.json keeps: model, pairs, steps, tokens, loss and the last metrics, the
+        reference and its audit, seconds.
+
+    Raises:
+        InputError: a pair longer than the model's context, no pairs, a model that cannot be loaded, or
+            an `out` that holds the work of other settings or data.
+        CheckFailed: a loss that is not a number, or `reference="samples"` and they do not serve.
+    """
+    started = time.monotonic()
+    _quiet()
+    _check_rows(config, rows)
+    precision = _resolve(config.precision)
+    plan = {"stage": "train dpo", "config": config.shaping() | {"precision": precision},
+            "weights": weights_version(config.model), "data": data_version(rows),
+            "pairs": len(rows)}  # fmt: skip
+
+    with Output.open(out) as output:
+        if (finished := output.begin(plan)) is not None:
+            say(f"{out} is finished already; nothing to do")
+            return finished
+
+        # 1. the model that training starts from, which is the reference as well
+        tokenizer = HfTokenizer.load(config.model, trust_remote_code=config.trust_remote_code)
+        frozen_base = config.lora_r > 0 and precision == "bf16"
+        loaded = models.load(
+            config.model, torch.bfloat16 if frozen_base else torch.float32, config.trust_remote_code
+        )
+
+        # 2. where to go on from
+        checkpoint = output.newest_checkpoint()
+        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        output.rewind_metrics(step)
+        if checkpoint:
+            say(f"resuming after step {step}")
+
+        # 3. the trainer; making it finds the reference's log-probabilities
+        metrics, checkpoints = Metrics(output), Checkpoints(output, config.save_steps)
+        trainer = ExactDPOTrainer(
+            config, rows, precision, model=loaded.model, args=_arguments(config, precision, output),
+            processing_class=tokenizer.hf, callbacks=[metrics, checkpoints, *_bar()],
+            peft_config=models.lora(config.lora_r, config.lora_alpha, config.lora_targets)
+            if config.lora_r else None,
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        assert trainer.reference is not None
+
+        # 4. train
+        begun = time.monotonic()
+        with stopping(checkpoints):
+            result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+        # 5. save the model whole, the marker last
+        trained = time.monotonic()
+        output.publish(lambda folder: _save(config, loaded, trainer, tokenizer.hf, precision, folder))
+        summary = {
+            "model": str(out), "pairs": len(rows), "steps": result.global_step, "precision": precision,
+            "loss": result.training_loss, "metrics": _closing(metrics.last), **trainer.reference.summary(),
+            "seconds": {"start": round(begun - started, 2), "train": round(trained - begun, 2),
+                        "save": round(time.monotonic() - trained, 2)},
+        }  # fmt: skip
+        output.finish(summary)
+        return summary
+
+
+def _check_rows(config: DpoConfig, rows: Sequence[PairRow]) -> None:
+    """Refuses what would be truncated or divide by zero."""
+    if not rows:
+        raise InputError("there are no pairs to train on", where="--data")
+    context = models.context_of(config.model, config.trust_remote_code)
+    for row in rows:
+        if context is not None and row.length > context:
+            raise InputError(f"{row.length} tokens, the model's context is {context}",
+                             where=row.where or f"pair {row.pair_id}")  # fmt: skip
+        if not (row.prompt_ids and row.chosen_ids and row.rejected_ids):
+            raise InputError("empty prompt or completion", where=row.where or f"pair {row.pair_id}")
+
+
+def _arguments(config: DpoConfig, precision: str, output: Output) -> TrlConfig:
+    try:
+        return TrlConfig(
+            output_dir=str(output.checkpoints),
+            learning_rate=config.learning_rate,
+            beta=config.beta,
+            loss_type=list(config.loss),
+            loss_weights=list(config.loss.values()),
+            label_smoothing=config.label_smoothing,
+            num_train_epochs=config.epochs,
+            per_device_train_batch_size=config.micro_batch_size,
+            gradient_accumulation_steps=config.batch_size // config.micro_batch_size,
+            warmup_steps=config.warmup,
+            lr_scheduler_type=SCHEDULES[config.scheduler],
+            weight_decay=config.weight_decay,
+            optim=config.optim,
+            max_grad_norm=config.max_grad_norm,
+            seed=config.seed,
+            bf16=precision == "bf16",
+            use_cpu=not torch.cuda.is_available(),
+            gradient_checkpointing=config.gradient_checkpointing,
+            max_length=None,
+            disable_dropout=True,
+            precompute_ref_log_probs=True,
+            logging_steps=config.log_steps,
+            logging_nan_inf_filter=False,
+            save_strategy="no",  # the Checkpoints callback decides
+            report_to=list(config.report_to) or "none",
+            disable_tqdm=True,  # its own bar prints to standard output
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+    except (ValueError, ImportError) as error:
+        raise InputError(str(error).splitlines()[0], where="train dpo") from None
+
+
+def _save(config: DpoConfig, loaded: models.Loaded, trainer: Any, tokenizer: Any, precision: str,
+          folder: Path) -> None:  # fmt: skip
+    """The model at `folder`; with LoRA the adapter, or the merged model with the adapter beside it."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if config.lora_r:
+        model.save_pretrained(folder / "adapter" if config.merge else folder)
+        if not config.merge:
+            models.save_companions(config.model, tokenizer, folder)
+            return
+        model = model.merge_and_unload()
+    models.save(loaded, model, config.model, tokenizer, dtype, folder)
+
+
+def _dataset(rows: Sequence[PairRow]) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({
+        "prompt_ids": [np.asarray(row.prompt_ids, dtype=np.int32) for row in rows],
+        "chosen_ids": [np.asarray(row.chosen_ids, dtype=np.int32) for row in rows],
+        "rejected_ids": [np.asarray(row.rejected_ids, dtype=np.int32) for row in rows],
+    })  # fmt: skip
+
+
+def _example(row: PairRow) -> dict[str, list[int]]:
+    return {"prompt_ids": list(row.prompt_ids), "chosen_ids": list(row.chosen_ids),
+            "rejected_ids": list(row.rejected_ids)}  # fmt: skip
+
+
+def _counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(2,): pairs and chosen completion tokens of a collated micro-batch, chosen rows first."""
+    mask = batch["completion_mask"]  # (2 · pairs, T)
+    pairs = len(mask) // 2
+    return torch.stack([torch.tensor(pairs, device=mask.device), mask[:pairs, 1:].sum()]).double()
+
+
+def _closing(last: dict[str, Any]) -> dict[str, Any]:
+    """Of the last log step, what a person wants to read."""
+    shown = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "num_tokens")
+    return {key: last[key] for key in shown if key in last}
+
+
+def _bar() -> list[Any]:
+    return [Bar()] if sys.stderr.isatty() else []
+
+
+def _resolve(precision: str) -> str:
+    if precision != "auto":
+        return precision
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def _quiet() -> None:
+    """Keeps the libraries' notices off the terminal; errors are raised, not logged."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    logging.getLogger("trl").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(trl|transformers|torch|accelerate|peft)(\.|$)")

@@ -1,0 +1,159 @@
+"""The output directory of a training run: locked, resumed, and whole or not there at all.
+
+OUT/  config.json, *.safetensors, tokenizer …   the model; config.json is moved in last
+      metrics.jsonl   one line per log step
+      gavel.json      what was asked for (plan) and, written last, what came of it (summary)
+      checkpoints/    while training; each is trusted only with its `whole` marker
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gavel.errors import InputError, RunDirError
+from gavel.rundir import disk_error, write_atomic
+
+_WHOLE = "whole"
+_STAGING = ".saving"
+
+
+class Output:
+    """Use as `with Output.open(path) as output`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics_path = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, path: str | Path) -> Iterator[Output]:
+        """Makes the directory and holds its lock.
+
+        Raises:
+            InputError: it is a file, or a directory that holds something else.
+            RunDirError: another process is training into it.
+        """
+        output = cls(Path(path))
+        try:
+            output.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise InputError(f"cannot make this directory: {error.strerror}", where=str(path)) from None
+        strangers = [p.name for p in output.path.iterdir() if not p.name.startswith(".")]
+        if strangers and not (output.path / "gavel.json").exists():
+            raise InputError(f"holds other files ({', '.join(sorted(strangers)[:3])})", where=f"--out {path}",
+                             hint="Choose a new or empty directory.")  # fmt: skip
+        with open(output.path / ".lock", "a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise RunDirError(f"in use by {lock.read().strip() or 'another process'}", where=str(path),
+                                  hint="Wait for it to end, or choose another --out.") from None  # fmt: skip
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()}")
+            lock.flush()
+            yield output
+
+    def begin(self, plan: dict[str, Any]) -> dict[str, Any] | None:
+        """Records the plan; returns the summary if it was carried out before.
+
+        Raises InputError, with what differs, when the directory holds the work of another plan.
+        """
+        plan = json.loads(json.dumps(plan))
+        known = self._read()
+        if "plan" in known and known["plan"] != plan:
+            changes = "\n  ".join(_differences(known["plan"], plan))
+            raise InputError(f"holds a model trained otherwise:\n  {changes}", where=f"--out {self.path}",
+                             hint="Choose another --out, or remove this one.")  # fmt: skip
+        if "summary" in known:
+            summary: dict[str, Any] = known["summary"]
+            return summary
+        if "plan" not in known:
+            self._write({"plan": plan})
+        return None
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint; torn ones, which only a kill can leave, are removed."""
+        whole = []
+        for folder in self.checkpoints.glob("checkpoint-*"):
+            if (folder / _WHOLE).exists():
+                whole.append(folder)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+        return max(whole, key=_step, default=None)
+
+    def mark_whole(self, step: int) -> None:
+        """Marks a checkpoint as complete and removes all but it and the one before."""
+        (self.checkpoints / f"checkpoint-{step}" / _WHOLE).touch()
+        for old in sorted(self.checkpoints.glob("checkpoint-*"), key=_step)[:-2]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drops the metrics of steps after `step`, which are about to be done again."""
+        if not self.metrics_path.exists():
+            return
+        lines = self.metrics_path.read_bytes().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith(b"\n")]
+        write_atomic(self.metrics_path, b"".join(x for x in whole if json.loads(x)["step"] <= step))
+
+    def publish(self, save: Callable[[Path], None]) -> None:
+        """Saves a model to a staging directory, then moves it in: config.json last, for without it
+        nothing loads."""
+        staging = self.path / _STAGING
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        try:
+            save(staging)
+        except OSError as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise disk_error(error, self.path) from None
+        last = ("adapter_config.json", "config.json")
+        for file in sorted(staging.iterdir(), key=lambda p: last.index(p.name) if p.name in last else -1):
+            target = self.path / file.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            file.replace(target)
+        staging.rmdir()
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Writes the completion marker, then frees the checkpoints."""
+        self._write(self._read() | {"summary": summary})
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def _read(self) -> dict[str, Any]:
+        path = self.path / "gavel.json"
+        try:
+            known: dict[str, Any] = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            raise RunDirError("is not JSON", where=str(path)) from None
+        return known
+
+    def _write(self, entries: dict[str, Any]) -> None:
+        data = json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+        write_atomic(self.path / "gavel.json", data.encode())
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """One line per setting that differs."""
+    found = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key}: was {old}, now {new}")
+    return found
