@@ -67,7 +67,7 @@ def _unzipped(raw: IO[bytes], reader: Reader, src: str, bad: BadRows) -> Iterato
         with cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) as plain:
             yield from reader(plain, src, bad)
     except gzip.BadGzipFile as error:
-        raise InputError(f"is not a gzip file: {error}", where=src) from None
+        raise InputError(f"is not a whole gzip file: {error}", where=src) from None
     except EOFError:
         raise InputError("the gzip file is cut off", where=src, hint="Copy or download it again.") from None
     except zlib.error as error:
@@ -269,7 +269,8 @@ def csv_rows(file: IO[bytes], src: str, bad: BadRows) -> Iterator[Row]:
             bad.total += 1
             if len(fields) != len(header):
                 raise RowError(f"wrong number of fields: {len(fields)}, the header names {len(header)}")
-            check_unicode(fields)
+            if not all(map(_is_unicode, fields)):
+                raise RowError("not UTF-8")
             yield Row(where, dict(zip(header, fields, strict=True)), bad.total)
         except csv.Error as error:
             if header is None:
@@ -277,18 +278,21 @@ def csv_rows(file: IO[bytes], src: str, bad: BadRows) -> Iterator[Row]:
             bad.total += 1
             bad.add(RowError(f"not CSV: {error}", where=where))
         except RowError as error:
-            bad.add(RowError(error.what.replace("Unicode: a lone surrogate", "UTF-8:"), where=where))
+            bad.add(RowError(error.what, where=where))
 
 
 def _header(fields: list[str], src: str) -> list[str]:
     twice = sorted({name for name in fields if fields.count(name) > 1})
     if twice:
         raise InputError(f"the header names {', '.join(map(repr, twice))} twice", where=f"{src}:1")
-    try:
-        check_unicode(fields)
-    except RowError:
-        raise InputError("the header is not UTF-8", where=f"{src}:1") from None
+    if not all(map(_is_unicode, fields)):
+        raise InputError("the header is not UTF-8", where=f"{src}:1")
     return fields
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether no byte of the field had to be escaped when it was decoded."""
+    return text.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
 def parquet_rows(file: IO[bytes], src: str, bad: BadRows) -> Iterator[Row]:

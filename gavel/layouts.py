@@ -107,7 +107,7 @@ class OutputsLayout(Layout):
         for meaning in mapped or ("completions", "completion"):
             column, value = self.columns.find(data, meaning)
             if value is not None:
-                return column, unpacked(value) if column in KNOWN["completions"] else value
+                return column, unpacked(value) if meaning == "completions" else value
         if mapped:
             raise RowError(f"empty completion: column {self.columns.mapped[mapped[0]]!r} is null")
         return "", None

@@ -87,7 +87,11 @@ def _open(src: str, bad: BadRows) -> Iterator[Row]:
             )
         return hub_rows(name, split or None, src, bad)
     path = Path(src).expanduser()
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise InputError(f"cannot be read: {error.strerror}", where=src[:100]) from None
+    if not there:
         hint = (
             f"A dataset of the hub is written hub:{src}." if src.count("/") == 1 and not path.suffix else None
         )

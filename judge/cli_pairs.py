@@ -121,7 +121,7 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reasons(dropped: dict[str, int]) -> str:
-    return ", ".join(f"{why.replace('_', ' ')} {n:,}" for why, n in dropped.items() if n) or "nothing to pair"
+    return ", ".join(f"{why.replace('_', ' ')} {n:,}" for why, n in dropped.items() if n) or "none"
 
 
 def _short(result: dict[str, Any]) -> dict[str, Any]:

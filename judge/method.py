@@ -59,13 +59,20 @@ class Method(Protocol):
     of `parse`. call: the engine call that its requests are for. needs: what the engine must do.
     """
 
-    name: str
-    parser: str
-    call: Call
-    needs: frozenset[Capability]
+    @property
+    def name(self) -> str: ...
 
     @property
     def fingerprint(self) -> str: ...
+
+    @property
+    def parser(self) -> str: ...
+
+    @property
+    def call(self) -> Call: ...
+
+    @property
+    def needs(self) -> frozenset[Capability]: ...
 
     def template(self, aspect: str) -> str:
         """Hash of the template that asks about an aspect."""

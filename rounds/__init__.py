@@ -1,1 +1,1 @@
-"""rounds."""
+"""Rounds of sampling, judging, pairing and training."""

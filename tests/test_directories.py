@@ -47,7 +47,7 @@ def test_damaged_dataset(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read(tmp_path)
     (tmp_path / "state.json").write_text("[")
-    with pytest.raises(InputError, match="state.json"):
+    with pytest.raises(InputError, match=r"state\.json"):
         read(tmp_path)
 
 

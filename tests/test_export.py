@@ -223,8 +223,10 @@ def test_the_card_states_what_was_done(judged: RunDir, tmp_path: Path) -> None:
     assert MARK in text
     for fact in [
         "`tiny/policy`", "`w1`", "27 completions", "max_tokens 32", "`tiny/judge`", "`j1`", "`gptscore`",
-        "`t-q`", "strategy: top-bottom", "k: 1", "min margin: 0.5", "generate 7", "pairs 0",
-        "| prompts | 8 |",        "| judgments | 27 |", "| pairs | 8 |", "| rows | 8 |", "rank correlation", "Licence",
+        "`t-q`", "strategy: top-bottom",
+        "k: 1", "min margin: 0.5", "generate 7", "pairs 0",
+        "| prompts | 8 |",
+        "| judgments | 27 |", "| pairs | 8 |", "| rows | 8 |", "rank correlation", "Licence",
     ]:  # fmt: skip
         assert fact in text, fact
     assert "CONTROL" not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 import time
@@ -294,6 +295,16 @@ def test_text_that_is_not_unicode_is_refused_here(server: LocalServer) -> None:
     assert server.asked == {"say 2": 1}
 
 
+def test_what_is_longer_than_the_context_is_refused_here(server: LocalServer) -> None:
+    with engine_for(server, context=4) as engine:
+        replies = by_key(engine.sample([request(1, prompt=[1] * 4), request(2, prompt=[2] * 3)]))
+        assert replies["key 1"] == Refused(key="key 1", reason="needs 5 tokens, the context is 4")
+        assert isinstance(replies["key 2"], Sampled)
+        (reply,) = engine.score([ScoreRequest(key="s", token_ids=[3] * 4, start=1)])
+        assert isinstance(reply, Refused)
+    assert server.asked == {2: 1}
+
+
 # how much at a time
 def test_no_more_than_in_flight_at_once_and_no_further_ahead() -> None:
     read = 0
@@ -336,7 +347,7 @@ def test_ctrl_c_while_waiting_stops_at_once() -> None:
     with LocalServer(latency_s=60) as server, engine_for(server) as engine:
         main = threading.main_thread().ident
         assert main is not None
-        timer = threading.Timer(0.3, lambda: __import__("signal").pthread_kill(main, 2))
+        timer = threading.Timer(0.3, lambda: signal.pthread_kill(main, signal.SIGINT))
         timer.start()
         start = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
@@ -346,12 +357,16 @@ def test_ctrl_c_while_waiting_stops_at_once() -> None:
 
 
 def test_an_error_in_the_input_reaches_the_caller(server: LocalServer) -> None:
-    def broken() -> Iterator[SampleRequest]:
-        yield request(1)
+    def broken(many: int) -> Iterator[SampleRequest]:
+        yield from (request(i) for i in range(many))
         raise InputError("bad row", where="prompts.jsonl:2")
 
-    with engine_for(server) as engine, pytest.raises(InputError, match="bad row"):
-        list(engine.sample(broken()))
+    server.faults = {1: ["hang"]}
+    with engine_for(server) as engine:
+        for many in (1, 20):  # while the first are handed over, and later
+            with pytest.raises(InputError, match="bad row"):
+                list(engine.sample(broken(many)))
+        wait_until(lambda: server.now == 0)
 
 
 def test_a_closed_engine_says_so(server: LocalServer) -> None:
@@ -360,6 +375,17 @@ def test_a_closed_engine_says_so(server: LocalServer) -> None:
     engine.close()
     with pytest.raises(EngineError, match="closed"):
         list(engine.sample([request(1)]))
+
+
+def test_closing_the_engine_ends_what_still_waits(server: LocalServer) -> None:
+    server.faults = {2: ["hang"]}
+    engine = engine_for(server)
+    replies = engine.sample(request(i) for i in range(3))
+    got = [next(replies).key, next(replies).key]
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        next(replies)
+    assert sorted(got) == ["key 0", "key 1"]
 
 
 # what is fatal
@@ -401,6 +427,19 @@ def test_a_key_that_is_revoked_midway_keeps_what_was_answered() -> None:
     assert server.asked == {0: 1, 1: 1, 2: 1, 3: 1}
 
 
+@pytest.mark.parametrize(
+    ("header", "wait_s"),
+    [("0.1", 0.1), ("nan", 0), ("-5", 0), ("soon", 0), ("9999", 0.2), ("Thu, 01 Jan 1970 00:00:00 GMT", 0)],
+)
+def test_retry_after_is_bounded(server: LocalServer, header: str, wait_s: float) -> None:
+    server.faults = {1: [f"429 {header}"]}
+    with engine_for(server, timeout_s=0.2) as engine:
+        start = time.monotonic()
+        (reply,) = engine.sample([request(1)])
+        assert wait_s <= time.monotonic() - start < wait_s + 1
+    assert isinstance(reply, Sampled)
+
+
 def test_a_server_that_is_not_there() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -428,7 +467,7 @@ def test_a_model_that_is_not_served(server: LocalServer) -> None:
 def test_an_address_that_is_no_api(server: LocalServer) -> None:
     with pytest.raises(EngineError, match="/v1"):
         ServerEngine(server.url.removesuffix("/v1"), MODEL)
-    for bad in ("localhost:8000", "http://me:secret@localhost/v1"):
+    for bad in ("localhost:8000", "me:secret@localhost/v1", "http://me:secret@localhost/v1"):
         with pytest.raises(InputError) as caught:
             ServerEngine(bad, MODEL)
         assert "secret" not in str(caught.value)

@@ -125,7 +125,9 @@ def same_weights(a: Path, b: Path, atol: float = 0.0) -> bool:
     import torch
 
     left, right = weights_of(a), weights_of(b)
-    return left.keys() == right.keys() and all(torch.allclose(left[k], right[k], rtol=0, atol=atol) for k in left)
+    return left.keys() == right.keys() and all(
+        torch.allclose(left[k], right[k], rtol=0, atol=atol) for k in left
+    )
 
 
 @pytest.fixture
@@ -180,7 +182,9 @@ def test_a_planted_preference_is_learned(model: str, tmp_path: Path) -> None:
     from train.dpo import train_dpo
 
     rows = planted(64)
-    summary = train_dpo(settings(model, epochs=4, loss={"sigmoid": 1.0}, learning_rate=3e-3), rows, tmp_path / "out")
+    summary = train_dpo(
+        settings(model, epochs=4, loss={"sigmoid": 1.0}, learning_rate=3e-3), rows, tmp_path / "out"
+    )
     fresh = planted(32, seed=1)
     before = [c - r for c, r in logps(model, fresh)]
     after = [c - r for c, r in logps(str(tmp_path / "out"), fresh)]
@@ -252,7 +256,9 @@ def test_masked_positions_get_no_gradient(model: str, tmp_path: Path) -> None:
         config, rows, "fp32", model=load(model, torch.float32).model,
         args=_arguments(config, "fp32", Output(tmp_path)), processing_class=HfTokenizer.load(model).hf,
     )  # fmt: skip
-    batch = trainer.data_collator([{**_example(r), "ref_chosen_logps": -3.0, "ref_rejected_logps": -3.0} for r in rows])
+    batch = trainer.data_collator(
+        [{**_example(r), "ref_chosen_logps": -3.0, "ref_rejected_logps": -3.0} for r in rows]
+    )
     trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
 
     def gradients(inputs: dict[str, Any]) -> list[Any]:
@@ -301,7 +307,9 @@ def test_the_saved_model_is_whole(model: str, tmp_path: Path) -> None:
     for name in ("config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json"):
         assert (out / name).exists(), name
     config, source = (json.loads((Path(p) / "config.json").read_text()) for p in (out, model))
-    assert {k: config[k] for k in source if "token_id" in k} == {k: source[k] for k in source if "token_id" in k}
+    assert {k: config[k] for k in source if "token_id" in k} == {
+        k: source[k] for k in source if "token_id" in k
+    }
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [EOS, ASSISTANT]
     assert HfTokenizer.load(str(out)).version == HfTokenizer.load(model).version
     assert {p.name for p in out.iterdir() if p.is_dir()} == set()
@@ -331,7 +339,9 @@ def test_stopping_and_resuming_reaches_the_same_weights(model: str, tmp_path: Pa
     assert [p.name for p in (tmp_path / "stopped" / "checkpoints").glob("*/whole")] == ["whole"]
     train_dpo(config, rows, tmp_path / "stopped")
     assert same_weights(tmp_path / "straight", tmp_path / "stopped")
-    assert [s["loss"] for s in steps_of(tmp_path / "straight")] == [s["loss"] for s in steps_of(tmp_path / "stopped")]
+    assert [s["loss"] for s in steps_of(tmp_path / "straight")] == [
+        s["loss"] for s in steps_of(tmp_path / "stopped")
+    ]
 
 
 _CHILD = """
@@ -401,7 +411,9 @@ def test_bf16_and_checkpointing_train(model: str, tmp_path: Path) -> None:
     from train.dpo import train_dpo
 
     rows = with_reference(model, planted(16))
-    summary = train_dpo(settings(model, precision="bf16", gradient_checkpointing=True), rows, tmp_path / "out")
+    summary = train_dpo(
+        settings(model, precision="bf16", gradient_checkpointing=True), rows, tmp_path / "out"
+    )
     assert summary["reference_audit"]["tolerance"] == 2e-2
     assert {t.dtype for t in weights_of(tmp_path / "out").values()} == {torch.bfloat16}
 

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -20,7 +19,9 @@ from gavel.errors import InputError, RowError
 from gavel.packed import unpack_ids
 from gavel.protocols import Tokenizer
 from gavel.records import Completion, PreferencePair, Prompt, decode, digest
+from gavel.rows import BadRows
 from gavel.rundir import RunDir, read_lines
+from gavel.sources import PreferenceRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,29 +53,6 @@ class PairRow:
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
 
-class BadRows(Protocol):
-    """Counts rows that cannot be used and stops when they are too many (`gavel.sources.BadRows`)."""
-
-    def add(self, error: RowError) -> None: ...
-
-
-class Preference(Protocol):
-    """What is read of `gavel.sources.PreferenceRow`."""
-
-    @property
-    def prompt(self) -> Prompt: ...
-    @property
-    def chosen(self) -> str: ...
-    @property
-    def rejected(self) -> str: ...
-    @property
-    def chosen_id(self) -> str | None: ...
-    @property
-    def rejected_id(self) -> str | None: ...
-    @property
-    def where(self) -> str: ...
-
-
 @dataclass(frozen=True)
 class Encoder:
     """How a model reads text.
@@ -82,7 +60,9 @@ class Encoder:
     weights: version of the weights that training starts from; log-probabilities recorded under any
         other version are not its reference.
     context: the model's longest sequence in tokens, None for no limit.
-    max_length: longer pairs are left out on purpose, counted in `left_out`.
+    max_length: longer pairs are left out on purpose.
+    left_out: pairs left out, by reason. completions: how many of the pairs' completions are trained on
+        as "sampled" token ids, and how many were "tokenised" here from text.
     """
 
     tokenizer: Tokenizer
@@ -90,6 +70,7 @@ class Encoder:
     context: int | None = None
     max_length: int | None = None
     left_out: Counter[str] = field(default_factory=Counter)
+    completions: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +81,8 @@ class _Answer:
     ids: array[int]
     prompt_hash: str | None
     logp: float | None  # of the starting model, if that is what sampled it
+    text_hash: int
+    sampled: bool
 
 
 class _Id(msgspec.Struct):
@@ -137,24 +120,22 @@ def read_run(run: RunDir, encoder: Encoder, bad: BadRows, pairs: str | None = No
             "holds no pairs", where=str(path), hint="Make some with: gavel pairs RUN --min-margin 0"
         )
     answers = _answers(run, {i for _, p in found for i in (p.chosen_id, p.rejected_id)}, encoder)
-    prompts = _prompt_ids(run, {p.prompt_id for _, p in found}, encoder, bad)
+    prompts = _prompt_ids(run, {p.prompt_id for _, p in found}, encoder)
+    bad.total += len(found)
     rows = []
     for where, pair in found:
-        if pair.prompt_id not in prompts:  # its prompt was reported
-            continue
         try:
+            prompt_ids = _known_prompt(prompts, pair.prompt_id, where)
             chosen, rejected = _both(answers, pair.chosen_id, pair.rejected_id, pair.prompt_id, where)
         except RowError as error:
             bad.add(error)
             continue
-        rows.append(
-            _row(prompts[pair.prompt_id], chosen, rejected, where, pair.id, pair.margin, pair.p_chosen)
-        )
+        rows.append(_row(prompt_ids, chosen, rejected, where, pair.id, pair.margin, pair.p_chosen))
     return _usable(rows, encoder, bad)
 
 
 def read_preferences(
-    source: Iterable[Preference], encoder: Encoder, bad: BadRows, run: RunDir | None = None
+    source: Iterable[PreferenceRow], encoder: Encoder, bad: BadRows, run: RunDir | None = None
 ) -> list[PairRow]:
     """The pairs of a preference file; those that carry ids of `run`'s completions take its token ids."""
     given = list(source)
@@ -166,14 +147,15 @@ def read_preferences(
         try:
             prompt_ids = array("i", encoder.tokenizer.chat_ids(row.prompt.messages))
             chosen, rejected = (
-                answers.get(i or "") or _from_text(row.prompt.id, text, None, encoder.tokenizer)
+                _recorded(answers, i, text) or _from_text(row.prompt.id, text, None, encoder)
                 for i, text in ((row.chosen_id, row.chosen), (row.rejected_id, row.rejected))
             )
         except RowError as error:
-            bad.add(RowError(error.what, where=error.where or row.where))
+            bad.add(RowError(error.what, where=error.where or row.row.where))
             continue
         pair_id = digest("pair", row.prompt.id, row.chosen, row.rejected)
-        rows.append(_row(prompt_ids, chosen, rejected, row.where, pair_id))
+        rows.append(_row(prompt_ids, chosen, rejected, row.row.where, pair_id,
+                         row.margin, row.p_chosen))  # fmt: skip
     return _usable(rows, encoder, bad)
 
 
@@ -210,28 +192,36 @@ def _answers(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, _Answ
 
 def _answer(completion: Completion, encoder: Encoder, where: str) -> _Answer:
     if completion.token_ids is None:
-        return _from_text(completion.prompt_id, completion.text, completion.finish_reason, encoder.tokenizer)
+        return _from_text(completion.prompt_id, completion.text, completion.finish_reason, encoder)
     try:
         ids = array("i", unpack_ids(completion.token_ids))
     except ValueError as error:
         raise InputError(str(error), where=where) from None
     reference = completion.logprobs_mode == "raw" and completion.weights == encoder.weights is not None
+    logp = completion.logprob_sum if reference else None
     return _Answer(
-        completion.prompt_id, ids, completion.prompt_hash, completion.logprob_sum if reference else None
+        completion.prompt_id, ids, completion.prompt_hash, logp, hash(completion.text), sampled=True
     )
 
 
-def _from_text(prompt_id: str, text: str, finish_reason: str | None, tokenizer: Tokenizer) -> _Answer:
+def _from_text(prompt_id: str, text: str, finish_reason: str | None, encoder: Encoder) -> _Answer:
     """Text from elsewhere: EOS is appended unless it is known to be cut off."""
-    end = [] if finish_reason == "length" else [tokenizer.eos_id]
-    return _Answer(prompt_id, array("i", [*tokenizer.text_ids(text), *end]), None, None)
+    end = [] if finish_reason == "length" else [encoder.tokenizer.eos_id]
+    ids = array("i", [*encoder.tokenizer.text_ids(text), *end])
+    return _Answer(prompt_id, ids, None, None, hash(text), sampled=False)
 
 
-def _prompt_ids(run: RunDir, needed: set[str], encoder: Encoder, bad: BadRows) -> dict[str, array[int]]:
+def _recorded(answers: dict[str, _Answer], completion_id: str | None, text: str) -> _Answer | None:
+    """The completion that a row names, unless the row's text has been edited since."""
+    found = answers.get(completion_id or "")
+    return found if found is not None and found.text_hash == hash(text) else None
+
+
+def _prompt_ids(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, array[int] | RowError]:
     """Renders the prompts that are needed; pairs of one prompt share its ids."""
     only_id = msgspec.json.Decoder(_Id)
     path = run.prompts_path
-    found: dict[str, array[int]] = {}
+    found: dict[str, array[int] | RowError] = {}
     for number, _, line in read_lines(path):
         if only_id.decode(line).id not in needed:
             continue
@@ -239,7 +229,14 @@ def _prompt_ids(run: RunDir, needed: set[str], encoder: Encoder, bad: BadRows) -
         try:
             found[prompt.id] = array("i", encoder.tokenizer.chat_ids(prompt.messages))
         except RowError as error:
-            bad.add(RowError(error.what, where=f"{path}:{number}"))
+            found[prompt.id] = error
+    return found
+
+
+def _known_prompt(prompts: dict[str, array[int] | RowError], prompt_id: str, where: str) -> array[int]:
+    found = prompts.get(prompt_id) or RowError(f"its prompt {prompt_id} is not in prompts.jsonl")
+    if isinstance(found, RowError):
+        raise RowError(found.what, where=where)
     return found
 
 

@@ -8,6 +8,7 @@ answers something else, raises BadReply or msgspec.ValidationError. vLLM's own f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -212,8 +213,11 @@ def _ids(ids: Sequence[Any]) -> Sequence[int]:
 
 
 # replies
-def read_completion(tokenizer: Tokenizer, request: SampleRequest, payload: bytes) -> Sampled:
-    """Raises BadReply without a choice, or without the token ids that only vLLM returns."""
+def read_completion(request: SampleRequest, payload: bytes) -> Sampled:
+    """The keys of top_logprobs are still "token_id:17", see `with_texts`.
+
+    Raises BadReply without a choice, or without the token ids that only vLLM returns.
+    """
     reply = _completion(payload)
     if not reply.choices:
         raise BadReply("a reply without choices")
@@ -231,7 +235,7 @@ def read_completion(tokenizer: Tokenizer, request: SampleRequest, payload: bytes
         logprobs=[_number(value) for value in logprobs],
         finish_reason=choice.finish_reason,
         stop_reason=choice.stop_reason,
-        top_logprobs=[_by_text(tokenizer, position or {}) for position in top],
+        top_logprobs=[position or {} for position in top],
         usage=_counts(reply.usage),
     )
 
@@ -299,6 +303,12 @@ def error_message(payload: bytes) -> str:
         found = next((found[k] for k in ("error", "message", "detail") if found.get(k)), str(found))
     text = " ".join(str(found).split())
     return text if len(text) <= 300 else text[:299] + "…"
+
+
+def with_texts(reply: Sampled, tokenizer: Tokenizer) -> Sampled:
+    """`reply` with the texts of tokens in top_logprobs. Apart from reading, because that happens in
+    another thread than the caller's, and a tokenizer is for one thread at a time."""
+    return replace(reply, top_logprobs=[_by_text(tokenizer, top) for top in reply.top_logprobs])
 
 
 def _by_text(tokenizer: Tokenizer, position: dict[str, float]) -> dict[str, float]:

@@ -9,6 +9,7 @@ are the server's: vLLM returns raw ones unless it was started with another --log
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -167,7 +168,7 @@ class ServerEngine:
         body: Callable[[SampleRequest], bytes]
         read: Callable[[SampleRequest, bytes], Sampled]
         if self._tokenizer is not None:
-            path, read = "/completions", partial(openai_api.read_completion, self._tokenizer)
+            path, read = "/completions", openai_api.read_completion
             body = partial(openai_api.completion_body, self.model, context=self.context)
         else:
             path, read = "/chat/completions", openai_api.read_chat
@@ -181,7 +182,14 @@ class ServerEngine:
                 limit_field=limit_field,
                 template_args=self._template_args,
             )
-        yield from self._transport.ask(self._url + path, self._asks(requests, self._checking(body), read))
+        asks = self._asks(requests, self._checking(body), read)
+        replies = self._transport.ask(self._url + path, asks)
+        with contextlib.closing(replies):
+            for reply in replies:
+                if self._tokenizer is not None and isinstance(reply, Sampled) and reply.top_logprobs:
+                    yield openai_api.with_texts(reply, self._tokenizer)
+                else:
+                    yield reply
 
     def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Scored | Refused]:
         """Yields log-probabilities of spans as they come; a sequence must be shorter than `context`."""
@@ -219,10 +227,23 @@ class ServerEngine:
         self, requests: Iterable[Q], body: Callable[[Q], bytes], read: Callable[[Q, bytes], A]
     ) -> Iterator[Ask[A] | Refused]:
         for request in requests:
+            length = self._length(request)
+            if length > self.context:
+                reason = f"needs {length} tokens, the context is {self.context}"
+                yield Refused(key=request.key, reason=reason)
+                continue
             try:
                 yield Ask(request.key, body(request), partial(read, request))
             except UnicodeEncodeError:
                 yield Refused(key=request.key, reason="text that is not valid Unicode")
+
+    def _length(self, request: SampleRequest | ScoreRequest | RewardRequest) -> int:
+        """Tokens that the server will need at least; vLLM samples one even where it only scores."""
+        if isinstance(request, RewardRequest):
+            return len(request.token_ids)
+        if isinstance(request, ScoreRequest):
+            return len(request.token_ids) + 1
+        return len(request.prompt) + 1 if self._tokenizer is not None else 0
 
     def _checking(self, body: Callable[[SampleRequest], bytes]) -> Callable[[SampleRequest], bytes]:
         """`body` for requests that this server can serve."""
@@ -237,7 +258,7 @@ class ServerEngine:
                 raise CapabilityError(
                     f"the server returns {self._logprobs_mode} log-probabilities, not {wanted} ones",
                     where=f"model {self.model}",
-                    hint=f"Start it with --logprobs-mode {wanted}_logprobs and say so.",
+                    hint=f"Start it with --logprobs-mode {wanted}_logprobs and open the engine so, too.",
                 )
             return body(request)
 
@@ -297,13 +318,13 @@ def _checked(base_url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(
             "is not an http(s) address",
-            where=f"server {base_url}",
+            where="--base-url",
             hint="For example http://localhost:8000/v1.",
         )
     if parts.username or parts.password or parts.query:
         raise InputError(
             "an address must hold no user, password or query",
-            where=f"server {parts.hostname}",
+            where="--base-url",
             hint="Put the API key into the environment instead.",
         )
     return base_url.rstrip("/")

@@ -15,7 +15,7 @@ import random
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -33,6 +33,7 @@ T = TypeVar("T")
 _CHUNK = 16  # requests handed over, and replies consumed before more are, at a time
 _GATHER_S = 0.002  # replies that arrive within this time wake the consumer once
 _MAX_BACKOFF_S = 30.0
+_GET_TRIES, _GET_TIMEOUT_S = 3, 30.0  # somebody waits for these
 _RETRIED = frozenset({408, 425, 429})  # and 5xx
 
 
@@ -72,6 +73,7 @@ class Transport:
         self.max_tries, self.backoff_s = max_tries, backoff_s
         self._api_key, self._key_hint = api_key, key_hint
         self._resume_at = 0.0  # event-loop time before which a Retry-After forbids to send
+        self._works: set[_Work[Any]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gavel-server", daemon=True)
         self._thread.start()
@@ -83,7 +85,6 @@ class Transport:
             headers["Authorization"] = f"Bearer {self._api_key}"
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4),  # vLLM closes idle ones after 5 s
-            timeout=aiohttp.ClientTimeout(total=self.timeout_s),
             headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=_has_proxy(self.base_url),
@@ -96,7 +97,7 @@ class Transport:
         except _Declined as declined:
             return declined.status, declined.payload
 
-    def ask(self, url: str, asks: Iterable[Ask[A] | Refused]) -> Iterator[A | Refused]:
+    def ask(self, url: str, asks: Iterable[Ask[A] | Refused]) -> Generator[A | Refused, None, None]:
         """POSTs each body and yields answers as they come; a Refused among the asks passes through.
 
         `asks` is read in the caller's thread, never further ahead than `in_flight` asks whose answers
@@ -106,9 +107,10 @@ class Transport:
         asked for again; msgspec.ValidationError or BadReply refuses the row.
         """
         work: _Work[A] = _Work(self._loop)
+        self._works.add(work)
         iterator = iter(asks)
-        open_count = self._start(work, url, iterator, self.in_flight)
         try:
+            open_count = self._start(work, url, iterator, self.in_flight)
             while open_count:
                 consumed = 0
                 for answer in work.take():
@@ -119,6 +121,7 @@ class Transport:
                         consumed = 0
                 open_count += self._start(work, url, iterator, consumed) - consumed
         finally:
+            self._works.discard(work)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is in flight
                 self._loop.call_soon_threadsafe(work.cancel)
 
@@ -127,7 +130,7 @@ class Transport:
         started = 0
         while started < room and (chunk := list(islice(asks, min(_CHUNK, room - started)))):
             if self._loop.is_closed():
-                raise EngineError("the engine is closed", where=self.base_url)
+                raise self._closed()
             started += len(chunk)
             self._loop.call_soon_threadsafe(self._begin, work, url, chunk)
         return started
@@ -161,13 +164,17 @@ class Transport:
             return Refused(key=ask.key, reason=f"unexpected reply: {error}")
 
     async def _exchange(self, method: str, url: str, body: bytes | None, read: Callable[[bytes], T]) -> T:
-        """One request until it is answered.
+        """One request until it is answered; without a body, for less long.
 
         Raises _Declined for a status that stays, _GaveUp after the last try, EngineError for 401, 403
         and a server that is gone.
         """
+        tries, timeout_s = self.max_tries, self.timeout_s
+        if body is None:
+            tries, timeout_s = min(tries, _GET_TRIES), min(timeout_s, _GET_TIMEOUT_S)
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
         problem, gone, retry_after_s = "", False, 0.0
-        for attempt in range(self.max_tries):
+        for attempt in range(tries):
             if attempt:
                 backoff_s = min(self.backoff_s * 2 ** (attempt - 1), _MAX_BACKOFF_S) * random.uniform(0.5, 1)
                 await asyncio.sleep(retry_after_s + backoff_s)
@@ -175,10 +182,12 @@ class Transport:
                 await asyncio.sleep(pause_s + random.uniform(0, self.backoff_s))
             gone, retry_after_s = False, 0.0
             try:
-                async with self._session.request(method, url, data=body, allow_redirects=False) as response:
+                async with self._session.request(
+                    method, url, data=body, timeout=timeout, allow_redirects=False
+                ) as response:
                     payload = await response.read()
             except TimeoutError:
-                problem = f"no answer within {self.timeout_s:g} s"
+                problem = f"no answer within {timeout_s:g} s"
                 continue
             except aiohttp.ClientConnectorError as error:
                 problem, gone = f"cannot be reached ({error.strerror or error})", True
@@ -203,7 +212,10 @@ class Transport:
                     self._resume_at = max(self._resume_at, self._loop.time() + retry_after_s)
             else:
                 raise _Declined(status, payload)
-        raise (self._gone if gone else _GaveUp)(f"{problem}, after {self.max_tries} tries")
+        raise (self._gone if gone else _GaveUp)(f"{problem}, after {tries} tries")
+
+    def _closed(self) -> EngineError:
+        return EngineError("the engine is closed", where=self.base_url)
 
     def _gone(self, problem: str) -> EngineError:
         return EngineError(
@@ -235,7 +247,7 @@ class Transport:
                 wait_s = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
             except (ValueError, TypeError):
                 return 0.0
-        return min(max(wait_s, 0.0), self.timeout_s)
+        return min(wait_s, self.timeout_s) if wait_s > 0 else 0.0
 
     def _wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
         try:
@@ -253,6 +265,8 @@ class Transport:
         self._loop.close()
 
     async def _shut_down(self) -> None:
+        for work in list(self._works):
+            work.fail(self._closed())
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()

@@ -43,7 +43,7 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(self, config: EngineConfig) -> None:
-        on_cpu = _prepare_environment()
+        self._on_cpu = on_cpu = _prepare_environment()
         self.model = config.model
         self._adapter = config.adapter
         self._tokenizer = HfTokenizer.load(
@@ -104,6 +104,8 @@ class VllmEngine:
         if not any(Path(path).glob("*.safetensors")):
             raise InputError("holds no *.safetensors to load", where=path)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
+        if self._on_cpu:
+            self._llm.apply_model(_repack_head)
         self._llm.reset_prefix_cache()
         self.weights = weights_version(path)
 
@@ -242,6 +244,17 @@ def _scored(request: ScoreRequest, output: Any) -> Scored:
 
 def _rewarded(request: RewardRequest, output: Any) -> Rewarded:
     return Rewarded(key=request.key, reward=float(output.outputs.data.reshape(-1)[0]))
+
+
+def _repack_head(model: Any) -> None:
+    """Packs a tied output head anew.
+
+    On CPUs vLLM 0.32 packs every linear layer's weight when it loads; `reload_weights` packs again
+    only what it loads, and a head tied to the embedding is not loaded: it would keep the old weights.
+    """
+    head = getattr(model, "lm_head", None)
+    if head is not None and getattr(model.config, "tie_word_embeddings", False):
+        head.quant_method.process_weights_after_loading(head)
 
 
 def _prepare_environment() -> bool:
