@@ -57,7 +57,8 @@ class SampleRequest:
 class Sampled:
     """A completion.
 
-    text: without special tokens. token_ids, logprobs: of equal length, EOS included when it was
+    text: without special tokens. thinking: a reasoning model's, where the server keeps it apart from
+    the text itself. token_ids, logprobs: of equal length, EOS included when it was
     sampled; None where the engine has none. top_logprobs: for each position, token text → logprob.
     """
 
@@ -69,6 +70,7 @@ class Sampled:
     stop_reason: str | int | None = None
     top_logprobs: Sequence[dict[str, float]] = ()
     usage: dict[str, int] = field(default_factory=dict)
+    thinking: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -170,7 +170,9 @@ def _requests(prompt: Prompt, engine: Engine, config: GenerateConfig) -> list[tu
 
 
 def _completion(reply: Sampled, about: _Asked, engine: Engine, config: GenerateConfig) -> Completion:
-    thinking, text = split_thinking(reply.text, config.tags, opened=about.opened)
+    thinking, text = reply.thinking, reply.text
+    if thinking is None:
+        thinking, text = split_thinking(text, config.tags, opened=about.opened)
     has_tokens = reply.token_ids is not None
     return Completion(
         id=reply.key,

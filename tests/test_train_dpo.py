@@ -70,8 +70,9 @@ def planted(count: int, seed: int = 0) -> list[Any]:
     for i in range(count):
         tail = [draw.randrange(12, VOCAB) for _ in range(draw.randrange(0, 6))]
         other = [draw.randrange(12, VOCAB) for _ in range(draw.randrange(0, 6))]
+        asked = [draw.randrange(12, VOCAB) for _ in range(draw.randrange(1, 9))]
         rows.append(PairRow(
-            prompt_ids=[BOS, USER, *(draw.randrange(12, VOCAB) for _ in range(draw.randrange(1, 9))), ASSISTANT],
+            prompt_ids=[BOS, USER, *asked, ASSISTANT],
             chosen_ids=[10, *tail, EOS], rejected_ids=[11, *other, EOS], pair_id=str(i), where=f"f:{i + 1}",
         ))  # fmt: skip
     return rows
@@ -161,13 +162,14 @@ def test_the_sampled_ids_reach_the_model(model: str, tmp_path: Path, seen: list[
 def test_loss_is_the_hand_worked_number(model: str, tmp_path: Path) -> None:
     """The first step's loss, the reference set off by 0.5: both formulas written out here."""
     from train.dpo import train_dpo
+    from train.reference import TOLERANCE
 
     rows = with_reference(model, planted(4))
     offset = [replace(r, ref_rejected_logp=r.ref_rejected_logp + 0.5) for r in rows]
-    config = settings(model, reference="samples", loss={"sigmoid": 2.0, "sft": 0.5}, batch_size=4, micro_batch=2,
-                      beta=0.3)  # fmt: skip
+    loss = {"sigmoid": 2.0, "sft": 0.5}
+    config = settings(model, reference="samples", loss=loss, batch_size=4, micro_batch=2, beta=0.3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(__import__("train.reference").reference.TOLERANCE, "fp32", 1.0)
+        patch.setitem(TOLERANCE, "fp32", 1.0)
         train_dpo(config, offset, tmp_path / "out")
     # at the start the policy is the reference: β·(0 − (−0.5)) for every pair
     sigmoid = math.log(1 + math.exp(-0.3 * 0.5))
@@ -244,11 +246,11 @@ def test_masked_positions_get_no_gradient(model: str, tmp_path: Path) -> None:
     """What stands in a pad slot changes neither loss nor gradient; prompts are not predicted."""
     import torch
 
+    from gavel.tokenizer import HfTokenizer
     from train.config import DpoConfig
     from train.dpo import ExactDPOTrainer, _arguments, _example
     from train.models import load
     from train.output import Output
-    from gavel.tokenizer import HfTokenizer
 
     rows = planted(4)
     config: DpoConfig = settings(model, batch_size=4)
@@ -271,8 +273,7 @@ def test_masked_positions_get_no_gradient(model: str, tmp_path: Path) -> None:
     garbage = dict(batch, input_ids=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, 33))
     for a, b in zip(plain, gradients(garbage), strict=True):
         assert torch.equal(a, b)
-    # the head's row of a token is pushed down everywhere the token is not the answer, but the pad
-    # embedding is read nowhere: exactly zero
+    # the embedding of the pad token is read nowhere that counts
     assert trainer.model.get_input_embeddings().weight.grad[PAD].abs().max() == 0
 
 
@@ -349,7 +350,7 @@ import sys; sys.path.insert(0, {root!r}); sys.path.insert(0, {root!r} + "/tests"
 from test_train_dpo import planted, settings
 from train.dpo import train_dpo
 if __name__ == "__main__":
-    train_dpo(settings({model!r}, epochs=40, save_steps=5), planted(24), {out!r})
+    train_dpo(settings({model!r}, epochs=12, save_steps=5), planted(24), {out!r})
 """
 
 
@@ -366,14 +367,14 @@ def test_sigkill_then_the_same_command(model: str, tmp_path: Path) -> None:
     child.kill()
     child.wait()
     assert not (out / "config.json").exists()
-    torn = out / "checkpoints" / "checkpoint-119"
+    torn = out / "checkpoints" / "checkpoint-35"
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(b"half")
-    config, rows = settings(model, epochs=40, save_steps=5), planted(24)
+    config, rows = settings(model, epochs=12, save_steps=5), planted(24)
     train_dpo(config, rows, out)
     train_dpo(config, rows, tmp_path / "straight")
     assert same_weights(out, tmp_path / "straight")
-    assert [s["step"] for s in steps_of(out)] == list(range(1, 121))
+    assert [s["step"] for s in steps_of(out)] == list(range(1, 37))
 
 
 def test_finished_is_not_redone_and_another_is_refused(model: str, tmp_path: Path) -> None:
@@ -427,3 +428,49 @@ def test_a_loss_that_is_not_a_number_stops_the_run(model: str, tmp_path: Path) -
         patch.setattr("train.reference.Audit.agrees", True)
         with pytest.raises(CheckFailed, match="the loss is nan at step 1"):
             train_dpo(settings(model), rows, tmp_path / "out")
+
+
+def test_the_command_trains_on_a_run(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Records as `gavel generate` and `gavel pairs` write them, to a summary in JSON."""
+    from gavel.packed import pack_ids
+    from gavel.records import Completion, Message, PreferencePair, Prompt, digest
+    from gavel.rundir import JsonlWriter, RunDir
+    from gavel.tokenizer import HfTokenizer
+    from gavel.weights import weights_version
+    from train.cli import train
+
+    tokenizer, run, records = HfTokenizer.load(model), RunDir(tmp_path / "run"), {}
+    rows = []
+    for i, row in enumerate(planted(12)):
+        messages = (Message("user", f"w{i} w7"),)
+        rows.append(replace(row, prompt_ids=tokenizer.chat_ids(messages)))
+        records[f"q{i}"] = Prompt(id=f"q{i}", messages=messages)
+    for i, row in enumerate(with_reference(model, rows)):
+        both = [(row.chosen_ids, row.ref_chosen_logp), (row.rejected_ids, row.ref_rejected_logp)]
+        for j, (ids, logp) in enumerate(both):
+            records[f"c{i}{j}"] = Completion(
+                id=f"c{i}{j}", prompt_id=f"q{i}", index=j, text="", token_ids=pack_ids(ids), logprob_sum=logp,
+                logprobs_mode="raw", prompt_hash=digest("prompt_ids", list(row.prompt_ids)), finish_reason="stop",
+                weights=weights_version(model),
+            )  # fmt: skip
+        records[f"p{i}"] = PreferencePair(id=f"p{i}", prompt_id=f"q{i}", chosen_id=f"c{i}0", rejected_id=f"c{i}1",
+                                          margin=1.0, chosen_score=1.0, rejected_score=0.0)  # fmt: skip
+    files = (
+        (run.prompts_path, Prompt),
+        (run.completions_path, Completion),
+        (run.pairs_path("x"), PreferencePair),
+    )
+    for path, kind in files:
+        with JsonlWriter(path) as writer:
+            for record in records.values():
+                if isinstance(record, kind):
+                    writer.append(record)
+
+    out = str(tmp_path / "out")
+    line = ["dpo", "--model", model, "--data", str(run.path), "--out", out, "--json", "--loss", "sigmoid=1",
+            "--loss", "sft=0.5", "--batch-size", "4", "--learning-rate", "1e-3"]  # fmt: skip
+    train.main(line, standalone_mode=False)
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["pairs"], summary["steps"], summary["reference"]) == (12, 3, "samples")
+    assert summary["completions"] == {"sampled": 24} and summary["model"] == out
+    assert summary["reference_audit"]["max_delta_per_token"] < 1e-5

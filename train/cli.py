@@ -116,7 +116,8 @@ def dpo(**options: Any) -> None:
     from train.dpo import train_dpo
 
     summary = train_dpo(config, rows, options["out"])
-    emit(summary | {"left_out": dict(encoder.left_out), "bad_rows": bad.count}, options["as_json"], "trained")
+    account = {"completions": dict(encoder.completions), "left_out": dict(encoder.left_out)}
+    emit(summary | account | {"bad_rows": bad.count}, options["as_json"], "trained")
 
 
 def _rows(options: dict[str, Any], encoder: Any, bad: Any) -> Any:

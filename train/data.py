@@ -130,7 +130,7 @@ def read_run(run: RunDir, encoder: Encoder, bad: BadRows, pairs: str | None = No
         except RowError as error:
             bad.add(error)
             continue
-        rows.append(_row(prompt_ids, chosen, rejected, where, pair.id, pair.margin, pair.p_chosen))
+        rows.append(_row(encoder, prompt_ids, chosen, rejected, where, pair.id, pair.margin, pair.p_chosen))
     return _usable(rows, encoder, bad)
 
 
@@ -154,7 +154,7 @@ def read_preferences(
             bad.add(RowError(error.what, where=error.where or row.row.where))
             continue
         pair_id = digest("pair", row.prompt.id, row.chosen, row.rejected)
-        rows.append(_row(prompt_ids, chosen, rejected, row.row.where, pair_id,
+        rows.append(_row(encoder, prompt_ids, chosen, rejected, row.row.where, pair_id,
                          row.margin, row.p_chosen))  # fmt: skip
     return _usable(rows, encoder, bad)
 
@@ -251,14 +251,15 @@ def _both(
     return answers[chosen_id], answers[rejected_id]
 
 
-def _row(prompt_ids: array[int], chosen: _Answer, rejected: _Answer, where: str, pair_id: str,
-         margin: float | None = None, p_chosen: float | None = None) -> PairRow:  # fmt: skip
+def _row(encoder: Encoder, prompt_ids: array[int], chosen: _Answer, rejected: _Answer, where: str,
+         pair_id: str, margin: float | None, p_chosen: float | None) -> PairRow:  # fmt: skip
     hashes = {a.prompt_hash for a in (chosen, rejected)} - {None}
     if hashes and hashes != {digest("prompt_ids", prompt_ids.tolist())}:
         raise InputError(
             "this model's tokenizer renders the prompt to other token ids than the sampler saw", where=where,
             hint="Train the model that sampled, with its chat template and the same --chat-template-arg.",
         )  # fmt: skip
+    encoder.completions.update("sampled" if a.sampled else "tokenised" for a in (chosen, rejected))
     return PairRow(prompt_ids=prompt_ids, chosen_ids=chosen.ids, rejected_ids=rejected.ids, pair_id=pair_id,
                    ref_chosen_logp=chosen.logp, ref_rejected_logp=rejected.logp,
                    margin=margin, p_chosen=p_chosen, where=where)  # fmt: skip

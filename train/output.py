@@ -116,7 +116,7 @@ class Output:
             shutil.rmtree(staging, ignore_errors=True)
             raise disk_error(error, self.path) from None
         last = ("adapter_config.json", "config.json")
-        for file in sorted(staging.iterdir(), key=lambda p: last.index(p.name) if p.name in last else -1):
+        for file in sorted(staging.iterdir(), key=lambda p: (p.name in last, p.name)):
             target = self.path / file.name
             if target.is_dir():
                 shutil.rmtree(target)

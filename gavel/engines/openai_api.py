@@ -62,6 +62,8 @@ class _ChatLogprobs(msgspec.Struct):
 
 class _Message(msgspec.Struct):
     content: str | None = None
+    reasoning: str | None = None  # vLLM's name for it; reasoning_content is the older one
+    reasoning_content: str | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -256,6 +258,7 @@ def read_chat(request: SampleRequest, payload: bytes) -> Sampled:
     return Sampled(
         key=request.key,
         text=choice.message.content or "",
+        thinking=choice.message.reasoning or choice.message.reasoning_content,
         token_ids=ids,
         logprobs=None if content is None else [c.logprob for c in content],
         finish_reason=choice.finish_reason,
