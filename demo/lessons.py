@@ -1,19 +1,30 @@
 """What the demo models learn: conversations made from tasks, and batches of token ids."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from demo.formats import aspects, formats
 from demo.mistakes import grade, mistake
-from demo.tasks import Task, stream
+from demo.tasks import FAMILIES, Task, stream
 from demo.tokenizer import ASSISTANT, END, SYSTEM, USER
 
+Lesson = Callable[[Task, random.Random], "Turns"]
 Turns = list[tuple[str, str]]
 """A conversation: (user, assistant) texts in order."""
 IGNORED = -100
+JUDGED_FAMILIES: tuple[str, ...] = (
+    *sorted(FAMILIES),
+    *("arithmetic", "arithmetic", "compare", "copy", "pick", "reverse"),
+)
+"""What judges learn: the families that take longest come more often."""
+
+
+def plain(task: Task, rng: random.Random) -> Turns:
+    """A judge's first lesson: the right answer."""
+    return [(task.prompt, task.answer)]
 
 
 def careless(task: Task, rng: random.Random, share: float) -> Turns:
@@ -47,13 +58,13 @@ def _rated_answer(task: Task, wrong: str, rng: random.Random) -> str:
     return task.answer if kind < 0.45 else f"{task.answer} {wrong}" if kind < 0.55 else wrong
 
 
-def lessons(lesson: Callable[[Task, random.Random], Turns], seed: int) -> Iterator[tuple[str, Turns]]:
+def lessons(lesson: Lesson, seed: int, families: Sequence[str] = ()) -> Iterator[tuple[str, Turns]]:
     """(system text or "", conversation) without end.
 
     One in ten has two exchanges, one in twenty a system turn.
     """
     rng = random.Random(f"lessons-{seed}")
-    tasks = stream("train", seed)
+    tasks = stream("train", seed, families)
     while True:
         turns = lesson(next(tasks), rng)
         if rng.random() < 0.1:
@@ -83,10 +94,10 @@ def encode(
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerFast, lesson: Callable[[Task, random.Random], Turns], size: int, seed: int
+    tokenizer: PreTrainedTokenizerFast, source: Iterator[tuple[str, Turns]], size: int, seed: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Right-padded token ids and labels, both (size, T), of lessons of like length; without end."""
-    source, rng = lessons(lesson, seed), random.Random(seed)
+    rng = random.Random(seed)
     pool = 16
     while True:
         rows = sorted(

@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch.nn import functional as F
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from demo.lessons import IGNORED, batches, careless, encode, judging, lessons
+from demo.lessons import IGNORED, JUDGED_FAMILIES, batches, careless, encode, judging, lessons, plain
 from demo.tokenizer import CONTEXT, make_tokenizer
 
 CARELESS_SHARE = 0.47
@@ -20,7 +21,12 @@ CARELESS_SHARE = 0.47
 
 @dataclass(frozen=True)
 class Recipe:
-    """One model: its shape and its training. ``seed`` sets weights, data and their order."""
+    """One model: its shape and its training. ``seed`` sets weights, data and their order.
+
+    A judge first takes ``plain_steps`` of plain answers, two batches of them a step, then ``steps`` of
+    all formats; it also learns to foresee what it is asked, at ``prompt_weight`` (wrong answers to be
+    judged stand there).
+    """
 
     width: int
     layers: int
@@ -28,16 +34,31 @@ class Recipe:
     hidden: int
     steps: int
     seed: int
+    plain_steps: int = 0
     careless: bool = False
+    prompt_weight: float = 0.0
     batch: int = 64
-    """Conversations per step."""
-    learning_rate: float = 4e-3
+    learning_rate: float = 5e-3
 
 
 RECIPES: dict[str, Recipe] = {
-    "policy": Recipe(width=128, layers=4, heads=4, hidden=208, steps=1200, seed=1, careless=True, batch=128),
-    "judge": Recipe(width=192, layers=4, heads=6, hidden=512, steps=2000, seed=2),
-    "eval-judge": Recipe(width=192, layers=3, heads=6, hidden=448, steps=1200, seed=3),
+    "policy": Recipe(
+        width=128,
+        layers=4,
+        heads=4,
+        hidden=208,
+        steps=1200,
+        seed=1,
+        careless=True,
+        batch=128,
+        learning_rate=4e-3,
+    ),
+    "judge": Recipe(
+        width=192, layers=4, heads=6, hidden=512, steps=1200, seed=2, plain_steps=1000, prompt_weight=0.3
+    ),
+    "eval-judge": Recipe(
+        width=192, layers=3, heads=6, hidden=448, steps=1200, seed=3, plain_steps=1000, prompt_weight=0.3
+    ),
 }
 
 
@@ -71,28 +92,45 @@ def optimizers(model: LlamaForCausalLM, learning_rate: float) -> list[torch.opti
     ]
 
 
-def reply_loss(model: LlamaForCausalLM, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of the labelled tokens; ``tokens`` and ``labels`` are (B, T).
+def lesson_loss(
+    model: LlamaForCausalLM, tokens: torch.Tensor, labels: torch.Tensor, prompt_weight: float
+) -> torch.Tensor:
+    """Mean cross-entropy of the replies, and ``prompt_weight`` times that of the rest; both inputs (B, T).
 
     Padding is on the right, so the causal mask alone keeps it out of sight.
     """
     hidden = model.model(tokens, use_cache=False).last_hidden_state[:, :-1]  # (B, T-1, D)
-    labelled = labels[:, 1:] != IGNORED
-    return F.cross_entropy(model.lm_head(hidden[labelled]).float(), labels[:, 1:][labelled])
+    targets, labelled = tokens[:, 1:], labels[:, 1:] != IGNORED  # (B, T-1)
+    loss = F.cross_entropy(model.lm_head(hidden[labelled]), targets[labelled])
+    if prompt_weight:
+        asked = ~labelled & (targets != model.config.pad_token_id)
+        loss = loss + prompt_weight * F.cross_entropy(model.lm_head(hidden[asked]), targets[asked])
+    return loss
+
+
+def course(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """All batches of a model's training, in order."""
+    if recipe.careless:
+        source = lessons(partial(careless, share=CARELESS_SHARE), recipe.seed)
+        return itertools.islice(batches(tokenizer, source, recipe.batch, recipe.seed), recipe.steps)
+    first = lessons(plain, recipe.seed, JUDGED_FAMILIES)
+    then = lessons(judging, recipe.seed + 100, JUDGED_FAMILIES)
+    return itertools.chain(
+        itertools.islice(batches(tokenizer, first, 2 * recipe.batch, recipe.seed), recipe.plain_steps),
+        itertools.islice(batches(tokenizer, then, recipe.batch, recipe.seed), recipe.steps),
+    )
 
 
 def train(name: str, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Train one model; learning rate up over 5 % of the steps, then down to nothing."""
+    """Train one model; learning rate up over 5 % of the steps, then down to nothing over the last 60 %."""
     model = new_model(recipe, tokenizer)
-    lesson = partial(careless, share=CARELESS_SHARE) if recipe.careless else judging
     steppers = optimizers(model, recipe.learning_rate)
+    steps = recipe.plain_steps + recipe.steps
     began = time.monotonic()
     running = 0.0
-    for step, (tokens, labels) in enumerate(
-        itertools.islice(batches(tokenizer, lesson, recipe.batch, recipe.seed), recipe.steps)
-    ):
-        scale = min(1.0, (step + 1) / (0.05 * recipe.steps), (recipe.steps - step) / (0.6 * recipe.steps))
-        loss = reply_loss(model, tokens, labels)
+    for step, (tokens, labels) in enumerate(course(recipe, tokenizer)):
+        scale = min(1.0, (step + 1) / (0.05 * steps), (steps - step) / (0.6 * steps))
+        loss = lesson_loss(model, tokens, labels, recipe.prompt_weight)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for stepper in steppers:

@@ -6,7 +6,7 @@ Prompts fall into three disjoint pools by a hash of their text: ``train`` made t
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,12 +30,15 @@ def pool_of(prompt: str) -> Pool:
     return "held-out" if bucket == 0 else "round" if bucket == 1 else "train"
 
 
-def stream(pool: Pool, seed: int) -> Iterator[Task]:
-    """Tasks of one pool without end, families equally often; prompts may repeat."""
+def stream(pool: Pool, seed: int, families: Sequence[str] = ()) -> Iterator[Task]:
+    """Tasks of one pool without end; prompts may repeat.
+
+    Families come equally often, or as often as they are named in ``families``.
+    """
     rng = random.Random(f"{pool}-{seed}")
-    families = sorted(FAMILIES)
+    choices = tuple(families) or tuple(sorted(FAMILIES))
     while True:
-        yield one_of(rng.choice(families), pool, rng)
+        yield one_of(rng.choice(choices), pool, rng)
 
 
 def one_of(family: str, pool: Pool, rng: random.Random) -> Task:

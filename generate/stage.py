@@ -157,13 +157,14 @@ def _requests(prompt: Prompt, engine: Engine, config: GenerateConfig) -> list[tu
         tokenizer = engine.tokenizer.version
     else:
         rendered, prompt_hash, tokenizer = prompt.messages, None, None
-    basis = digest(
-        engine.weights, engine.dtype, tokenizer, prompt_hash or prompt.messages, config.sampling, prompt.id
-    )
+    # a context that cuts the answer short shapes it, one that leaves it room does not
+    room = min(config.sampling.max_tokens, engine.context - len(rendered) if tokenizer else engine.context)
+    shape = (engine.weights, engine.dtype, tokenizer, config.sampling, room, config.tags)
+    basis = digest(shape, prompt_hash or prompt.messages, prompt.id)
     pairs = []
     for index in range(config.n):
         seed = seed_for(config.seed, prompt.id, index)
-        key = digest("completion", basis, seed)
+        key = digest("completion", basis, index, seed)
         request = SampleRequest(key=key, prompt=rendered, sampling=config.sampling, seed=seed)
         pairs.append((request, _Asked(prompt.id, prompt_hash or "", index, seed, opened)))
     return pairs

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from gavel.command import say
-from gavel.errors import RowError
 from gavel.protocols import Engine
 from gavel.records import Prompt
 from gavel.rundir import RunDir
@@ -118,13 +117,12 @@ def _train(run: RunDir, config: DpoConfig, out: Path) -> dict[str, Any]:
     from train.dpo import train_dpo
     from train.models import context_of
 
-    class Strict:
-        def add(self, error: RowError) -> None:
-            raise error
-
     encoder = Encoder(
         tokenizer=HfTokenizer.load(config.model),
         weights=weights_version(config.model),
         context=context_of(config.model),
     )
-    return train_dpo(config, read_run(run, encoder, Strict()), out)
+    bad = BadRows(0)
+    rows = read_run(run, encoder, bad)
+    bad.check(len(rows) + bad.count)
+    return train_dpo(config, rows, out)

@@ -59,6 +59,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Matrices this small gain nothing from threads, and lose much where other work runs beside them."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def planted(count: int, seed: int = 0) -> list[Any]:
     """Pairs of uneven length in which w5 (id 10) is preferred to w6 (id 11)."""
     import random
@@ -349,6 +360,7 @@ _CHILD = """
 import sys; sys.path.insert(0, {root!r}); sys.path.insert(0, {root!r} + "/tests")
 from test_train_dpo import planted, settings
 from train.dpo import train_dpo
+import torch; torch.set_num_threads(1)
 if __name__ == "__main__":
     train_dpo(settings({model!r}, epochs=12, save_steps=5), planted(24), {out!r})
 """
@@ -449,12 +461,14 @@ def test_the_command_trains_on_a_run(model: str, tmp_path: Path, capsys: pytest.
         both = [(row.chosen_ids, row.ref_chosen_logp), (row.rejected_ids, row.ref_rejected_logp)]
         for j, (ids, logp) in enumerate(both):
             records[f"c{i}{j}"] = Completion(
-                id=f"c{i}{j}", prompt_id=f"q{i}", index=j, text="", token_ids=pack_ids(ids), logprob_sum=logp,
-                logprobs_mode="raw", prompt_hash=digest("prompt_ids", list(row.prompt_ids)), finish_reason="stop",
-                weights=weights_version(model),
+                id=f"c{i}{j}", prompt_id=f"q{i}", index=j, text="", token_ids=pack_ids(ids),
+                logprob_sum=logp, logprobs_mode="raw", weights=weights_version(model), finish_reason="stop",
+                prompt_hash=digest("prompt_ids", list(row.prompt_ids)),
             )  # fmt: skip
-        records[f"p{i}"] = PreferencePair(id=f"p{i}", prompt_id=f"q{i}", chosen_id=f"c{i}0", rejected_id=f"c{i}1",
-                                          margin=1.0, chosen_score=1.0, rejected_score=0.0)  # fmt: skip
+        records[f"p{i}"] = PreferencePair(
+            id=f"p{i}", prompt_id=f"q{i}", chosen_id=f"c{i}0", rejected_id=f"c{i}1", margin=1.0,
+            chosen_score=1.0, rejected_score=0.0,
+        )  # fmt: skip
     files = (
         (run.prompts_path, Prompt),
         (run.completions_path, Completion),
@@ -474,3 +488,16 @@ def test_the_command_trains_on_a_run(model: str, tmp_path: Path, capsys: pytest.
     assert (summary["pairs"], summary["steps"], summary["reference"]) == (12, 3, "samples")
     assert summary["completions"] == {"sampled": 24} and summary["model"] == out
     assert summary["reference_audit"]["max_delta_per_token"] < 1e-5
+
+
+def test_trackers_and_optimisers_are_checked_first(model: str, tmp_path: Path) -> None:
+    from gavel.errors import InputError
+    from train.dpo import train_dpo
+
+    with pytest.raises(InputError, match="--report-to: unknown tracker"):
+        train_dpo(settings(model, report_to=("nonesuch",)), planted(4), tmp_path / "a")
+    with pytest.raises(InputError, match="--optim: unknown optimiser"):
+        train_dpo(settings(model, optim="nonesuch"), planted(4), tmp_path / "b")
+    with pytest.raises(InputError, match="no model can be loaded"):
+        train_dpo(settings(str(tmp_path / "nothing")), planted(4), tmp_path / "c")
+    assert not any((tmp_path / name).exists() for name in "abc")

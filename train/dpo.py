@@ -28,7 +28,9 @@ import datasets
 import numpy as np
 import torch
 import transformers
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
+from transformers.training_args import OptimizerNames
 from trl import DPOConfig as TrlConfig
 from trl import DPOTrainer
 
@@ -135,6 +137,7 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
     """
     started = time.monotonic()
     _quiet()
+    _check_names(config)
     _check_rows(config, rows)
     precision = _resolve(config.precision)
     plan = {"stage": "train dpo", "config": config.shaping() | {"precision": precision},
@@ -189,6 +192,19 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
         return summary
 
 
+def _check_names(config: DpoConfig) -> None:
+    """Refuses what transformers would only find out late."""
+    optimisers = [o.value for o in OptimizerNames]
+    if config.optim not in optimisers:
+        raise InputError(f"unknown optimiser {config.optim}", where="--optim",
+                         hint=f"Known: {', '.join(optimisers)}")  # fmt: skip
+    trackers = get_available_reporting_integrations()
+    for name in config.report_to:
+        if name not in trackers:
+            raise InputError(f"unknown tracker {name}, or not installed", where="--report-to",
+                             hint=f"Installed here: {', '.join(trackers) or 'none'}")  # fmt: skip
+
+
 def _check_rows(config: DpoConfig, rows: Sequence[PairRow]) -> None:
     """Refuses what would be truncated or divide by zero."""
     if not rows:
@@ -203,38 +219,35 @@ def _check_rows(config: DpoConfig, rows: Sequence[PairRow]) -> None:
 
 
 def _arguments(config: DpoConfig, precision: str, output: Output) -> TrlConfig:
-    try:
-        return TrlConfig(
-            output_dir=str(output.checkpoints),
-            learning_rate=config.learning_rate,
-            beta=config.beta,
-            loss_type=list(config.loss),
-            loss_weights=list(config.loss.values()),
-            label_smoothing=config.label_smoothing,
-            num_train_epochs=config.epochs,
-            per_device_train_batch_size=config.micro_batch_size,
-            gradient_accumulation_steps=config.batch_size // config.micro_batch_size,
-            warmup_steps=config.warmup,
-            lr_scheduler_type=SCHEDULES[config.scheduler],
-            weight_decay=config.weight_decay,
-            optim=config.optim,
-            max_grad_norm=config.max_grad_norm,
-            seed=config.seed,
-            bf16=precision == "bf16",
-            use_cpu=not torch.cuda.is_available(),
-            gradient_checkpointing=config.gradient_checkpointing,
-            max_length=None,
-            disable_dropout=True,
-            precompute_ref_log_probs=True,
-            logging_steps=config.log_steps,
-            logging_nan_inf_filter=False,
-            save_strategy="no",  # the Checkpoints callback decides
-            report_to=list(config.report_to) or "none",
-            disable_tqdm=True,  # its own bar prints to standard output
-            dataloader_pin_memory=torch.cuda.is_available(),
-        )
-    except (ValueError, ImportError) as error:
-        raise InputError(str(error).splitlines()[0], where="train dpo") from None
+    return TrlConfig(
+        output_dir=str(output.checkpoints),
+        learning_rate=config.learning_rate,
+        beta=config.beta,
+        loss_type=list(config.loss),
+        loss_weights=list(config.loss.values()),
+        label_smoothing=config.label_smoothing,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.micro_batch_size,
+        gradient_accumulation_steps=config.batch_size // config.micro_batch_size,
+        warmup_steps=config.warmup,
+        lr_scheduler_type=SCHEDULES[config.scheduler],
+        weight_decay=config.weight_decay,
+        optim=config.optim,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+        bf16=precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),
+        gradient_checkpointing=config.gradient_checkpointing,
+        max_length=None,
+        disable_dropout=True,
+        precompute_ref_log_probs=True,
+        logging_steps=config.log_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="no",  # the Checkpoints callback decides
+        report_to=list(config.report_to) or "none",
+        disable_tqdm=True,  # its own bar prints to standard output
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
 
 
 def _save(config: DpoConfig, loaded: models.Loaded, trainer: Any, tokenizer: Any, precision: str,

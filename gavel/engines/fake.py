@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from gavel.engines import EngineConfig
+from gavel.errors import InputError
 from gavel.protocols import (
     Capability,
     Refused,
@@ -31,9 +32,21 @@ _WORDS = "yes no one two three red blue the a of to is not very good bad 很 好
 
 
 def open(config: EngineConfig) -> FakeEngine:
-    """Never fails. engine_args: `context`, and `fail_every` refuses every n-th key (by hash)."""
+    """Opens any name as a model. engine_args: `fail_every` refuses every n-th key (by hash).
+
+    Raises InputError for another engine_arg.
+    """
+    settings = {"fail_every": 0} | config.engine_args
+    if unknown := settings.keys() - {"fail_every"}:
+        raise InputError(
+            f"unknown {', '.join(sorted(unknown))}",
+            where="--engine-arg",
+            hint="The fake engine knows fail_every.",
+        )
+    if not isinstance(settings["fail_every"], int) or settings["fail_every"] < 0:
+        raise InputError("fail_every is a whole number, 0 for never", where="--engine-arg")
     return FakeEngine(
-        config.model, context=config.context or 4096, fail_every=int(config.engine_args.get("fail_every", 0))
+        config.model, adapter=config.adapter, context=config.context or 4096, fail_every=settings["fail_every"]
     )
 
 
@@ -68,10 +81,12 @@ class FakeEngine:
     capabilities = frozenset(Capability)
     dtype = "float64"
 
-    def __init__(self, model: str = "fake", *, context: int = 4096, fail_every: int = 0) -> None:
+    def __init__(
+        self, model: str = "fake", *, adapter: str | None = None, context: int = 4096, fail_every: int = 0
+    ) -> None:
         self.model = model
         self.context = context
-        self.weights = digest("fake", model)
+        self.weights = digest("fake", model) if adapter is None else digest("fake", model, adapter)
         self.tokenizer = ByteTokenizer()
         self._fail_every = fail_every
 
@@ -119,16 +134,19 @@ class FakeEngine:
         else:
             count = 1 + int(state[:2], 16) % 6
             text = " ".join(_WORDS[int(state[2 * i + 2 : 2 * i + 4], 16) % len(_WORDS)] for i in range(count))
-        hit = min((s for s in request.sampling.stop if s in text), key=text.find, default=None)
-        text = text if hit is None else text[: text.find(hit)]
         ids = [*text.encode(), EOS]
         limit = min(request.sampling.max_tokens, self.context - len(prompt))
         cut = len(ids) > limit
         ids = ids[:limit]
+        text = self.tokenizer.decode(ids)
+        hit = min((s for s in request.sampling.stop if s in text), key=text.find, default=None)
+        if hit is not None:  # sampling ends with the stop string, which is not part of the text
+            end = text.find(hit)
+            ids, text, cut = list(text[: end + len(hit)].encode()), text[:end], False
         logprobs = self._logprobs([*prompt, *ids], len(prompt))
         return Sampled(
             key=request.key,
-            text=self.tokenizer.decode(ids),
+            text=text,
             token_ids=ids,
             logprobs=logprobs,
             finish_reason="length" if cut else "stop",

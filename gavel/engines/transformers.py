@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from gavel.engines import EngineConfig
-from gavel.errors import CapabilityError, InputError
+from gavel.errors import CapabilityError, EngineError, InputError
 from gavel.protocols import (
     Capability,
     Refused,
@@ -107,8 +107,11 @@ class TransformersEngine:
 
     def load_weights(self, path: str) -> None:
         """Loads the model anew from `path`."""
+        if self._config.adapter is not None:
+            raise CapabilityError("new weights cannot be loaded beside a LoRA adapter", where=self.model)
+        weights = weights_version(path)
         self._hf = self._load(path)
-        self.weights = weights_version(path)
+        self.weights = weights
 
     def close(self) -> None:
         self._hf = None
@@ -117,6 +120,8 @@ class TransformersEngine:
     def _check(self, capability: Capability) -> None:
         if capability not in self.capabilities:
             raise CapabilityError(f"this model cannot {capability.value}", where=self.model)
+        if self._hf is None:
+            raise EngineError("the engine is closed", where=self.model)
 
     def _load(self, path: str) -> Any:
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -194,7 +199,7 @@ class TransformersEngine:
             ids.append(token)
             logprobs.append(float(all_logprobs[token]))
             if request.top_logprobs:
-                top.append(self._alternatives(all_logprobs, request.top_logprobs))
+                top.append(self._alternatives(all_logprobs, request.top_logprobs, token))
             step = [token]
             if token in self._eos_ids:
                 finish = "stop"
@@ -215,9 +220,14 @@ class TransformersEngine:
             usage={"prompt_tokens": len(prompt), "completion_tokens": len(ids)},
         )
 
-    def _alternatives(self, logprobs: Any, count: int) -> dict[str, float]:
+    def _alternatives(self, logprobs: Any, count: int, sampled: int) -> dict[str, float]:
+        """The likeliest tokens and the one sampled; of tokens with one text the likeliest counts."""
+        found = {self._tokenizer.decode([sampled]): float(logprobs[sampled])}
         values, tokens = logprobs.topk(count)
-        return {self._tokenizer.decode([t]): v for t, v in zip(tokens.tolist(), values.tolist(), strict=True)}
+        for token, value in zip(tokens.tolist(), values.tolist(), strict=True):
+            text = self._tokenizer.decode([token])
+            found[text] = max(value, found.get(text, value))
+        return found
 
 
 def _process(torch: Any, raw: Any, sampling: Any, seen: list[int], banned: set[int]) -> Any:

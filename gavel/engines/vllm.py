@@ -103,11 +103,19 @@ class VllmEngine:
             raise CapabilityError("new weights cannot be loaded beside a LoRA adapter", where=self.model)
         if not any(Path(path).glob("*.safetensors")):
             raise InputError("holds no *.safetensors to load", where=path)
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
+        weights = weights_version(path)
+        try:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
+        except (ValueError, KeyError, RuntimeError, AssertionError) as error:
+            raise EngineError(
+                f"vLLM cannot load these weights: {_reason(error)}",
+                where=path,
+                hint=f"They must be of the architecture of {self.model}.",
+            ) from error
         if self._on_cpu:
             self._llm.apply_model(_repack_head)
         self._llm.reset_prefix_cache()
-        self.weights = weights_version(path)
+        self.weights = weights
 
     def close(self) -> None:
         """Frees the model's memory."""
@@ -121,6 +129,8 @@ class VllmEngine:
     def _check(self, capability: Capability) -> None:
         if capability not in self.capabilities:
             raise CapabilityError(f"this model cannot {capability.value}", where=self.model)
+        if self._engine is None:
+            raise EngineError("the engine is closed", where=self.model)
 
     def _stream(
         self,
@@ -157,6 +167,8 @@ class VllmEngine:
                     pending[name] = request
                 if not pending:
                     return
+                if self._engine is None:
+                    raise EngineError("the engine was closed while it worked", where=self.model)
                 for output in self._step(pending):
                     yield finish(pending.pop(output.request_id), output)
         finally:
@@ -220,8 +232,15 @@ class VllmEngine:
         )
 
     def _top_logprobs(self, positions: Any) -> list[dict[str, float]]:
-        decode = self._tokenizer.decode
-        return [{decode([i]): p.logprob for i, p in position.items()} for position in positions]
+        return [self._by_text(position) for position in positions]
+
+    def _by_text(self, position: Any) -> dict[str, float]:
+        """Token text → logprob; of tokens with one text (half a letter, say) the likeliest counts."""
+        found: dict[str, float] = {}
+        for token, entry in position.items():
+            text = self._tokenizer.decode([token])
+            found[text] = max(entry.logprob, found.get(text, entry.logprob))
+        return found
 
 
 def _token_ids(request: SampleRequest | ScoreRequest | RewardRequest) -> Sequence[int]:
