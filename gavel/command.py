@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import math
 import os
 import signal
 import sys
@@ -24,7 +25,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class ConfigCommand(click.Command):
-    """A command whose every option can stand in a TOML file; the flag on the command line wins."""
+    """A command whose every option can stand in a TOML file; the flag on the command line wins.
+
+    A key is the option's long flag without the dashes: `max-tokens` or `max_tokens`. An option that
+    may be given several times is a list, a KEY=VALUE option a table, a switch true or false.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -39,36 +44,94 @@ class ConfigCommand(click.Command):
             )
         )
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.BadParameter as error:
+            if error.param is None or not _from_file(ctx, error.param):
+                raise
+            raise InputError(error.message, where=place(ctx, error.param)) from None
+
+
+_CONFIG = "gavel.config"  # the file, in click's Context.meta
+
 
 def _load_config(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     if value is None:
         return
     try:
         table = tomllib.loads(Path(value).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read: {error}", where=f"--config {value}") from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=f"--config {value}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not UTF-8: {error}", where=f"--config {value}") from None
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"is not TOML: {error}", where=f"--config {value}") from None
-    options = {p.name: p for p in ctx.command.params if p.name not in ("config", "help")}
+    options = _options_by_key(ctx.command)
     defaults: dict[str, Any] = {}
     for key, entry in table.items():
-        name = key.replace("-", "_")
-        option = options.get(name)
-        if option is None or option.name is None:
-            close = difflib.get_close_matches(name, [str(n) for n in options], n=1)
-            known = (
-                f'did you mean "{close[0]}"?' if close else "known: " + ", ".join(sorted(map(str, options)))
-            )
-            raise InputError(f'unknown key "{key}"', where=value, hint=known[0].upper() + known[1:])
-        defaults[option.name] = _as_default(entry)
+        name = key.replace("_", "-")
+        if name not in options:
+            close = difflib.get_close_matches(name, options, n=1)
+            hint = f'Did you mean "{close[0]}"?' if close else "Known: " + ", ".join(sorted(options)) + "."
+            raise InputError(f'unknown key "{key}"', where=value, hint=hint)
+        option, negated = options[name]
+        if option.name in defaults:
+            raise InputError(f'"{key}" is set a second time', where=value)
+        default = _default(option, entry, where=f"{value}, {key}")
+        defaults[str(option.name)] = not default if negated else default
+    ctx.meta[_CONFIG] = value
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
 
 
-def _as_default(entry: Any) -> Any:
-    """TOML tables stand for KEY=VALUE options."""
+def _options_by_key(command: click.Command) -> dict[str, tuple[click.Option, bool]]:
+    """TOML key → (option, whether the key is its negative, as in --plain/--chat)."""
+    found = {}
+    for option in command.params:
+        if isinstance(option, click.Option) and option.name not in ("config", "help"):
+            found |= {flag[2:]: (option, False) for flag in option.opts if flag.startswith("--")}
+            found |= {flag[2:]: (option, True) for flag in option.secondary_opts if flag.startswith("--")}
+    return found
+
+
+def _default(option: click.Option, entry: Any, where: str) -> Any:
+    """A TOML value as click wants an option's default. Raises InputError for a wrong type."""
+    if option.is_flag:
+        if not isinstance(entry, bool):
+            raise InputError(f"{entry!r} is neither true nor false", where=where)
+        return entry
+    if not option.multiple:
+        return _scalar(option.type, entry, where)
     if isinstance(entry, dict):
-        return [f"{k}={json.dumps(v) if not isinstance(v, str) else v}" for k, v in entry.items()]
-    return entry
+        if option.callback is key_values:  # as JSON, so that a string stays one
+            return [f"{key}={json.dumps(value, default=str)}" for key, value in entry.items()]
+        if option.callback is text_values:
+            return [f"{key}={_scalar(option.type, value, where)}" for key, value in entry.items()]
+    entries = entry if isinstance(entry, list) else [entry]
+    return [_scalar(option.type, item, where) for item in entries]
+
+
+def _scalar(kind: click.ParamType, entry: Any, where: str) -> Any:
+    numeric = isinstance(entry, int | float) and not isinstance(entry, bool)
+    if isinstance(kind, click.types.IntParamType):
+        fits, wanted = numeric and isinstance(entry, int), "a whole number"
+    elif isinstance(kind, click.types.FloatParamType):
+        fits, wanted = numeric, "a number"
+    else:
+        fits, wanted = numeric or isinstance(entry, str), "a string"
+    if not fits:
+        raise InputError(f"{entry!r} is not {wanted}", where=where)
+    return entry if isinstance(kind, click.types.IntParamType | click.types.FloatParamType) else str(entry)
+
+
+def _from_file(ctx: click.Context, param: click.Parameter) -> bool:
+    return ctx.get_parameter_source(str(param.name)) is click.core.ParameterSource.DEFAULT_MAP
+
+
+def place(ctx: click.Context, param: click.Parameter) -> str:
+    """Where an option's value stands: its flag, or file and key."""
+    flag = max(param.opts, key=len)
+    return f"{ctx.meta[_CONFIG]}, {flag.lstrip('-')}" if _from_file(ctx, param) else flag
 
 
 def command(help: str, **settings: Any) -> Callable[[F], click.Command]:
@@ -86,10 +149,7 @@ def command(help: str, **settings: Any) -> Callable[[F], click.Command]:
 def key_values(ctx: click.Context, param: click.Parameter, entries: tuple[str, ...]) -> dict[str, Any]:
     """click callback: KEY=VALUE entries as a dict; a value is read as JSON where it is JSON."""
     found: dict[str, Any] = {}
-    for entry in entries:
-        key, sign, value = entry.partition("=")
-        if not sign or not key:
-            raise InputError(f"{entry!r} is not KEY=VALUE", where=str(param.opts[0]))
+    for key, value in text_values(ctx, param, entries).items():
         try:
             found[key] = json.loads(value)
         except ValueError:
@@ -99,7 +159,13 @@ def key_values(ctx: click.Context, param: click.Parameter, entries: tuple[str, .
 
 def text_values(ctx: click.Context, param: click.Parameter, entries: tuple[str, ...]) -> dict[str, str]:
     """click callback: KEY=VALUE entries as a dict of strings."""
-    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in key_values(ctx, param, entries).items()}
+    found: dict[str, str] = {}
+    for entry in entries:
+        key, sign, value = entry.partition("=")
+        if not sign or not key:
+            raise InputError(f"{entry!r} is not KEY=VALUE", where=place(ctx, param))
+        found[key] = value
+    return found
 
 
 def say(message: str) -> None:
@@ -114,7 +180,7 @@ def warn(message: str) -> None:
 def emit(result: dict[str, Any], as_json: bool, title: str | None = None) -> None:
     """Prints a command's result on standard output: one JSON object, or two columns for a person."""
     if as_json:
-        click.echo(json.dumps(result, ensure_ascii=False))
+        click.echo(json.dumps(_finite(result), ensure_ascii=False, allow_nan=False))
         return
     if title:
         click.echo(title)
@@ -122,6 +188,17 @@ def emit(result: dict[str, Any], as_json: bool, title: str | None = None) -> Non
     width = max((len(key) for key, _ in rows), default=0)
     for key, value in rows:
         click.echo(f"  {key.ljust(width)}  {value}")
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinities as None: JSON has no such numbers."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value
 
 
 def _plain(value: Any) -> str:
@@ -151,7 +228,7 @@ def exit_codes() -> Iterator[None]:
         yield
     except GavelError as error:
         _fail(str(error), error.exit_code)
-    except click.UsageError as error:
+    except click.ClickException as error:
         error.show(sys.stderr)
         sys.exit(Exit.USAGE)
     except click.exceptions.Exit as done:

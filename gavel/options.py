@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from gavel.command import key_values, text_values
+from gavel.command import key_values, place, text_values
 from gavel.engines import ENGINES, EngineConfig
 from gavel.errors import InputError
 
@@ -97,5 +97,5 @@ def _bad_rows(ctx: click.Context, param: click.Parameter, value: str) -> float:
     except ValueError:
         number = -1
     if number < 0 or number != number:
-        raise InputError(f"{value!r} is neither a share nor a count", where="--max-bad-rows")
+        raise InputError(f"{value!r} is neither a share nor a count", where=place(ctx, param))
     return number

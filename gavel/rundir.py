@@ -34,13 +34,17 @@ class JsonlWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.cut = cut_torn_line(path)
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.cut = cut_torn_line(path)
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+        except OSError as error:
+            raise disk_error(error, path) from None
         self._synced = time.monotonic()
 
     def append(self, record: Record) -> None:
-        """Raises InputError when the disk is full; what was written before stays whole."""
+        """Raises InputError when it cannot be written (a full disk); what was written before stays
+        whole."""
         self.append_line(encode(record))
 
     def append_line(self, line: bytes) -> None:
@@ -55,6 +59,7 @@ class JsonlWriter:
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._file.truncate(start)
+                self._file.seek(start)
             raise disk_error(error, self.path) from None
 
     def sync(self) -> None:
@@ -74,15 +79,19 @@ class JsonlWriter:
         self.close()
 
 
-def disk_error(error: OSError, path: Path) -> Exception:
-    """ENOSPC and EDQUOT as an InputError that says what to do; other errors as they are."""
+def disk_error(error: OSError, path: Path) -> InputError:
+    """What kept a file from being written, and what to do; most often a full disk."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return InputError(
             "no space left on the disk",
             where=str(path),
             hint="Free some space and run the same command again: it goes on from here.",
         )
-    return error
+    return InputError(
+        f"cannot be written: {error.strerror}",
+        where=str(path),
+        hint="Mend that and run the same command again: it goes on from here.",
+    )
 
 
 def cut_torn_line(path: Path) -> int:
@@ -136,8 +145,9 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise disk_error(error, path) from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class _Key(msgspec.Struct):
@@ -145,6 +155,20 @@ class _Key(msgspec.Struct):
 
     id: str
     prompt_id: str = ""
+
+
+def _read_keys(path: Path) -> Iterator[tuple[int, _Key]]:
+    """Yields (byte offset, key) of each record. Raises RunDirError at a line that is none."""
+    decoder = msgspec.json.Decoder(_Key)
+    for number, offset, line in read_lines(path):
+        try:
+            yield offset, decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise RunDirError(
+                f"not a record: {error}",
+                where=f"{path}:{number}",
+                hint="Delete this line and run the same command again: what it held is made anew.",
+            ) from None
 
 
 class RunDir:
@@ -168,7 +192,7 @@ class RunDir:
         try:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"cannot make this directory: {error.strerror}", where=str(path)) from None
+            raise disk_error(error, run.path) from None
         run._take_lock()
         try:
             manifest = run.manifest()
@@ -209,8 +233,7 @@ class RunDir:
 
     def ids(self, path: Path) -> set[str]:
         """The ids recorded in a file: the resume index, about 130 bytes a record."""
-        decoder = msgspec.json.Decoder(_Key)
-        return {decoder.decode(line).id for _, _, line in read_lines(path)}
+        return {key.id for _, key in _read_keys(path)}
 
     # manifest
     def manifest(self) -> dict[str, Any]:
@@ -221,8 +244,14 @@ class RunDir:
         except FileNotFoundError:
             return {}
         except ValueError:
-            raise RunDirError("is not JSON", where=str(path)) from None
-        version = manifest.get("format", 0)
+            manifest = {"format": None}
+        version = manifest.get("format", 0) if isinstance(manifest, dict) else None
+        if version is None:
+            raise RunDirError(
+                "is not the manifest of a run",
+                where=str(path),
+                hint="Delete it: the records stay, and each stage goes on from them.",
+            )
         if not isinstance(version, int) or version > FORMAT:
             raise RunDirError(
                 f"run directory of version {version}, this gavel reads up to {FORMAT}",
@@ -258,22 +287,26 @@ class RunDir:
 
     # lock
     def _take_lock(self) -> None:
-        self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115 - held until _drop_lock
         try:
+            self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115 - held until _drop_lock
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock.truncate(0)
+            command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:3]])
+            self._lock.write(f"process {os.getpid()} on {socket.gethostname()} ({command})")
+            self._lock.flush()
         except BlockingIOError:
+            assert self._lock is not None
             self._lock.seek(0)
             holder = self._lock.read().strip() or "another process"
             self._lock.close()
+            self._lock = None
             raise RunDirError(
                 f"in use by {holder}",
                 where=str(self.path),
                 hint="Wait for it to end, or choose another --out.",
             ) from None
-        self._lock.truncate(0)
-        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:3]])
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()} ({command})")
-        self._lock.flush()
+        except OSError as error:
+            raise disk_error(error, self.path / ".lock") from None
 
     def _drop_lock(self) -> None:
         if self._lock is not None:
@@ -292,11 +325,10 @@ class Index:
         import numpy as np
 
         self.path = path
-        decoder = msgspec.json.Decoder(_Key)
         keys: list[tuple[int, int]] = []
         chunks = []
-        for _, offset, line in read_lines(path):
-            keys.append((_key64(decoder.decode(line).prompt_id), offset))
+        for offset, key in _read_keys(path):
+            keys.append((_key64(key.prompt_id), offset))
             if len(keys) == 65536:
                 chunks.append(np.array(keys, dtype=np.uint64))
                 keys.clear()

@@ -30,12 +30,14 @@ def score(
     """Opens the engine, scores, prints a summary."""
     from gavel.engines import open_engine
     from gavel.sources import BadRows
-    from judge.score import check_destination
+    from judge.score import check_destination, check_source
     from judge.score import score as run_stage
 
     path = check_destination(out)
     mapping, bad = options.pop("mapping"), BadRows(options.pop("max_bad_rows"))
     method = method_from(options)
-    with open_engine(engine_config(model, options)) as engine:
-        summary = run_stage(source, path, engine, method, mapping=mapping, bad=bad, correlate=correlate)
+    settings = engine_config(model, options)
+    check_source(source, mapping, bad, correlate)
+    with open_engine(settings) as engine:
+        summary = run_stage(source, path, engine, method, mapping=mapping, correlate=correlate)
     emit(summary | {"bad_rows": bad.count}, as_json, "scored")

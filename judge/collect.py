@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from gavel.errors import RowError
 from gavel.packed import pack_logprobs
 from gavel.protocols import Engine, Refused, require
 from gavel.records import Completion, Judgment, Prompt, digest
+from gavel.rundir import read_lines
 from judge.method import Item, Method, Reply, Request, Verdict
 
 
@@ -32,7 +37,7 @@ def collect(
     method: Method,
     engine: Engine,
     *,
-    done: Set[str],
+    done: Mapping[str, str | None],
     record: Callable[[Judgment], None],
     progress: Callable[[int], None] = lambda count: None,
 ) -> Counter[str]:
@@ -43,20 +48,19 @@ def collect(
 
     Args:
         groups: prompts with their completions.
-        done: ids of judgments that are recorded already.
+        done: ids of judgments that are recorded already, each with its reason if it is unusable.
         record: appends one judgment.
         progress: told how many items are settled.
 
-    Returns: counts of "judged", "reused", "unusable" judgments and of engine "calls" and "tokens".
+    Returns: counts of "judged" and "reused" judgments, of "unusable" ones among both, and of engine
+        "calls" and "tokens".
     """
     require(engine, *method.needs, task=f"judging by {method.name}")
     tokenizer = engine.tokenizer
-    basis = digest(
-        method.name, method.fingerprint, method.parser, engine.weights, engine.dtype, tokenizer.version
-    )
+    basis = digest(*identity(method, engine).values())
     counts: Counter[str] = Counter()
     pending: dict[str, _Open] = {}
-    unaskable: list[tuple[_Open, str]] = []  # written by the loop below, never while requests are made
+    unasked: list[tuple[_Open, Verdict]] = []  # written by the loop below, never while requests are made
 
     def settle(entry: _Open, verdict: Verdict) -> None:
         for key, item in [(entry.key, entry.item), *entry.twins]:
@@ -72,7 +76,10 @@ def collect(
                 try:
                     asked = method.render(entry.item, tokenizer)
                 except RowError as error:
-                    unaskable.append((entry, error.what))
+                    unasked.append((entry, Verdict(reason=error.what)))
+                    continue
+                if not asked:
+                    unasked.append((entry, _verdict(method, entry)))
                     continue
                 entry.replies, entry.missing = [None] * len(asked), len(asked)
                 pending[entry.key] = entry
@@ -94,13 +101,38 @@ def collect(
         if entry.missing == 0:
             del pending[key]
             settle(entry, _verdict(method, entry))
-        while unaskable:
-            other, reason = unaskable.pop()
-            settle(other, Verdict(reason=reason))
-    while unaskable:
-        other, reason = unaskable.pop()
-        settle(other, Verdict(reason=reason))
+        while unasked:
+            settle(*unasked.pop())
+    while unasked:
+        settle(*unasked.pop())
     return counts
+
+
+def identity(method: Method, engine: Engine) -> dict[str, str]:
+    """What shapes every judgment of a method by an engine, whatever it is asked about."""
+    return {
+        "method": method.name,
+        "settings": method.fingerprint,
+        "parser": method.parser,
+        "weights": engine.weights,
+        "dtype": engine.dtype,
+        "tokenizer": engine.tokenizer.version,
+    }
+
+
+class _Recorded(msgspec.Struct):
+    """What `recorded` reads of a judgment."""
+
+    id: str
+    reason: str | None = None
+
+
+def recorded(path: Path) -> dict[str, str | None]:
+    """The ids of the judgments in a file, each with its reason if it is unusable: the resume index,
+    about 180 bytes a record."""
+    decoder = msgspec.json.Decoder(_Recorded)
+    found = (decoder.decode(line) for _, _, line in read_lines(path))
+    return {judgment.id: judgment.reason for judgment in found}
 
 
 def _entries(
@@ -108,7 +140,7 @@ def _entries(
     completions: list[Completion],
     method: Method,
     basis: str,
-    done: Set[str],
+    done: Mapping[str, str | None],
     counts: Counter[str],
     progress: Callable[[int], None],
 ) -> list[_Open]:
@@ -121,6 +153,7 @@ def _entries(
         key = digest("judgment", basis, method.template(item.aspect), item.aspect, content, texts, ids)
         if key in done:
             counts["reused"] += 1
+            counts["unusable"] += done[key] is not None
             progress(1)
         elif (same := entries.get((item.aspect, texts))) is not None:
             same.twins.append((key, item))
@@ -132,7 +165,16 @@ def _entries(
 def _verdict(method: Method, entry: _Open) -> Verdict:
     if entry.refused is not None:
         return Verdict(reason=entry.refused)
-    return method.parse(entry.item, [r for r in entry.replies if r is not None])
+    try:
+        verdict = method.parse(entry.item, [r for r in entry.replies if r is not None])
+    except RowError as error:
+        return Verdict(reason=error.what)
+    numbers = [*verdict.measures.values(), *([] if verdict.score is None else [verdict.score])]
+    if not all(map(math.isfinite, numbers)):
+        return replace(verdict, score=None, measures={}, reason="the judge's numbers are not finite")
+    if verdict.verdict is None and verdict.score is None and verdict.reason is None:
+        return replace(verdict, reason="no verdict")
+    return verdict
 
 
 def _judgment(

@@ -69,6 +69,7 @@ class GptScore:
                 raise InputError(f"unknown {value!r}", where=option, hint=f"Known: {', '.join(known)}.")
         if not self.aspects:
             raise InputError("needs at least one aspect", where="--aspect")
+        object.__setattr__(self, "aspects", tuple(dict.fromkeys(self.aspects)))
         for aspect in self.aspects:
             if aspect not in self._aspects:
                 raise InputError(
@@ -77,9 +78,9 @@ class GptScore:
 
     @property
     def fingerprint(self) -> str:
-        settings = (
-            f"measure={self.measure} direction={self.direction} eos={self.count_eos} plain={self.plain}"
-        )
+        settings = f"measure={self.measure} eos={self.count_eos} plain={self.plain}"
+        if self.form == "rewrite":
+            settings += f" direction={self.direction}"
         return f"{self.form} {settings}"
 
     @cached_property

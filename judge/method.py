@@ -56,7 +56,7 @@ class Method(Protocol):
     """A way of judging.
 
     fingerprint: all options that shape a judgment; it is part of the judgment's id. parser: version
-    of `parse`. call: the engine call that its requests are for. needs: what the engine must do.
+    of `parse`. aspects: what it asks about. call: the engine call that its requests are for. needs: what the engine must do.
     """
 
     @property
@@ -67,6 +67,9 @@ class Method(Protocol):
 
     @property
     def parser(self) -> str: ...
+
+    @property
+    def aspects(self) -> tuple[str, ...]: ...
 
     @property
     def call(self) -> Call: ...
@@ -84,9 +87,9 @@ class Method(Protocol):
 
     def render(self, item: Item, tokenizer: Tokenizer) -> list[Request]:
         """Requests of one item; their keys are set by the caller. Raises RowError when it cannot be
-        asked."""
+        asked. No requests at all: `parse` decides without the judge."""
         ...
 
     def parse(self, item: Item, replies: Sequence[Reply]) -> Verdict:
-        """Reads the replies, in the order of the requests."""
+        """Reads the replies, in the order of the requests. Raises RowError when they say nothing."""
         ...

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import shutil
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from gavel.protocols import Engine
 from gavel.records import Completion, Judgment, Prompt, digest
 from gavel.rundir import Index, JsonlWriter, RunDir, disk_error
 from gavel.sources import BadRows, OutputReader, OutputRow, Row, read_outputs, read_rows
-from judge.collect import collect
+from judge.collect import collect, identity, recorded
 from judge.method import Method
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
@@ -55,7 +57,29 @@ def check_destination(out: str) -> Path:
         raise InputError(f"must end in {', '.join(ENDINGS)}", where=f"--out {out}")
     if not path.parent.is_dir():
         raise InputError("there is no such folder", where=f"--out {path.parent}")
-    return path
+    if path.is_dir():
+        raise InputError("is a folder, a file is needed", where=f"--out {out}")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            return path
+    except OSError as error:
+        raise InputError(f"cannot write there: {error.strerror}", where=f"--out {out}") from None
+
+
+def check_source(
+    source: str, mapping: Mapping[str, str], bad: BadRows, correlate: Sequence[str] = ()
+) -> None:
+    """Reads a source whole, so that what is wrong with it is known before an engine starts.
+
+    Raises InputError for a source that cannot be read, more bad rows than allowed, or a column to
+    correlate that has no numbers.
+    """
+    missing = set(correlate)
+    for row in read_outputs(source, mapping, bad):
+        missing = {column for column in missing if _number(row.row.data.get(column)) is None}
+    bad.check()
+    if missing:
+        raise InputError(f"no row has a number in {', '.join(sorted(missing))}", where="--correlate")
 
 
 def score(
@@ -64,34 +88,34 @@ def score(
     engine: Engine,
     method: Method,
     *,
-    mapping: dict[str, str],
-    bad: BadRows,
+    mapping: Mapping[str, str],
     correlate: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Scores every row of `source` into `out` and returns a summary.
 
-    A row that cannot be scored has ``scores: null`` and a `reason`. A row with several outputs has a
+    What `check_source` and `check_destination` would refuse is not looked for again. A row that cannot be scored has ``scores: null`` and a `reason`. A row with several outputs has a
     list of scores, or an object by model where the outputs are named by model.
 
     Args:
         correlate: columns with human scores, whose rank correlation with the scores is reported.
 
     Raises:
-        InputError: more bad rows than allowed; a column to correlate that no row has.
+        CapabilityError: the engine cannot do what the method needs.
     """
     started = time.monotonic()
-    for _ in read_outputs(source, mapping, bad):
-        pass
-    bad.check()
     with RunDir.open(out.with_name(f".{out.name}.gavel")) as journal:
-        settings = digest(method.name, method.fingerprint, engine.weights, engine.tokenizer.version)
-        path = journal.judgments_path(settings)
-        done = journal.ids(path)
+        asks = [(aspect, method.template(aspect)) for aspect in method.aspects]
+        path = journal.judgments_path(digest(identity(method, engine), asks))
         rows = read_outputs(source, mapping, BadRows.quiet())
         groups = ((row.prompt, list(row.completions)) for row in rows)
         with JsonlWriter(path) as writer, Progress(f"scoring ({method.name})", None) as progress:
             counts = collect(
-                groups, method, engine, done=done, record=writer.append, progress=progress.advance
+                groups,
+                method,
+                engine,
+                done=recorded(path),
+                record=writer.append,
+                progress=progress.advance,
             )
         index = Index(path)
         human, length = Correlations(), Correlations()
@@ -99,9 +123,7 @@ def score(
             written, scored = _write(out, _rows(source, mapping, index, correlate, human, length))
         finally:
             index.close()
-    if correlate and not human.values:
-        raise InputError(f"no row has a number in {', '.join(correlate)}", where="--correlate")
-    shutil.rmtree(journal.path)
+        shutil.rmtree(journal.path)
     seconds = time.monotonic() - started
     return {
         "rows": written,
@@ -122,7 +144,7 @@ def score(
 
 def _rows(
     source: str,
-    mapping: dict[str, str],
+    mapping: Mapping[str, str],
     index: Index,
     correlate: Sequence[str],
     human: Correlations,
@@ -139,8 +161,7 @@ def _rows(
         except RowError as error:
             yield {**row.data, "scores": None, "reason": error.what}
             continue
-        if found is None:
-            continue
+        assert found is not None, "a row of outputs always says something"
         yield _scored_row(row, found, index, correlate, human, length)
     while unread:
         yield {"scores": None, "reason": str(unread.pop(0))}
@@ -169,12 +190,23 @@ def _scored_row(
                     continue
                 length.add(f"{aspect} {measure}", measures[measure], len(completion.text))
                 for column in correlate:
-                    value = row.data.get(column)
-                    if isinstance(value, int | float) and value == value:
-                        human.add(f"{aspect} {measure} ~ {column}", measures[measure], float(value))
+                    value = _number(row.data.get(column))
+                    if value is not None:
+                        human.add(f"{aspect} {measure} ~ {column}", measures[measure], value)
     shaped = _shape(found.prompt, found.completions, scores)
     done = dict(row.data) | {"scores": shaped if any(scores) else None}
     return done | ({"reason": "; ".join(dict.fromkeys(reasons))} if reasons else {})
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, also from a CSV file's text."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _shape(prompt: Prompt, completions: Sequence[Completion], scores: list[Any]) -> Any:
@@ -201,10 +233,7 @@ def _write(out: Path, rows: Iterator[dict[str, Any]]) -> tuple[int, int]:
 
     try:
         if out.suffix == ".parquet":
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-
-            pq.write_table(pa.Table.from_pylist(list(counted())), temporary)
+            _write_parquet(temporary, list(counted()))
         else:
             opener = gzip.open if out.suffix == ".gz" else open
             with opener(temporary, "wt", encoding="utf-8") as file:
@@ -212,6 +241,24 @@ def _write(out: Path, rows: Iterator[dict[str, Any]]) -> tuple[int, int]:
                     file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
         temporary.replace(out)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise disk_error(error, out) from None
+    finally:
+        temporary.unlink(missing_ok=True)
     return written, scored
+
+
+def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Raises InputError for columns that hold several types, which Parquet has no place for."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = dict.fromkeys(column for row in rows for column in row)
+    try:
+        table = pa.table({column: [row.get(column) for row in rows] for column in columns})
+        pq.write_table(table, path)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise InputError(
+            f"the rows do not fit a Parquet table: {error}",
+            where=f"--out {path.name}",
+            hint="Write them as .jsonl instead; the scores are kept, nothing is asked again.",
+        ) from None

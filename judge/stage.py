@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gavel.errors import CheckFailed, RunDirError
+from gavel.errors import CheckFailed, InputError, RunDirError
 from gavel.progress import Progress
 from gavel.protocols import Engine
-from gavel.records import Completion, Prompt
+from gavel.records import Completion, Prompt, digest
 from gavel.rundir import Index, JsonlWriter, RunDir, count_lines, read_records
 from gavel.sources import BadRows, OutputRow
-from judge.collect import collect
+from judge.collect import collect, identity, recorded
 from judge.method import Method
 
 
@@ -27,7 +28,7 @@ def judge(run: RunDir, engine: Engine, method: Method, *, name: str | None = Non
 
     Raises:
         CapabilityError: the engine cannot do what the method needs.
-        RunDirError: the run has no completions.
+        RunDirError: the run has no completions, or the pass holds judgments of other settings.
         CheckFailed: not one judgment could be used.
     """
     started = time.monotonic()
@@ -39,21 +40,21 @@ def judge(run: RunDir, engine: Engine, method: Method, *, name: str | None = Non
             "holds no completions to judge", where=str(run.path), hint="Run gavel generate first."
         )
     stage = f"judge/{judging}"
+    _claim_pass(run, judging, method, engine)
     run.reopen_stage(stage)
-    done = run.ids(path)
-    index = Index(run.completions_path)
-    try:
-        with JsonlWriter(path) as writer, Progress(f"judging ({method.name})", None) as progress:
-            counts = collect(
-                _groups(run, index),
-                method,
-                engine,
-                done=done,
-                record=writer.append,
-                progress=progress.advance,
-            )
-    finally:
-        index.close()
+    with (
+        contextlib.closing(Index(run.completions_path)) as index,
+        JsonlWriter(path) as writer,
+        Progress(f"judging ({method.name})", None) as progress,
+    ):
+        counts = collect(
+            _groups(run, index),
+            method,
+            engine,
+            done=recorded(path),
+            record=writer.append,
+            progress=progress.advance,
+        )
     seconds = time.monotonic() - started
     judgments = counts["judged"] + counts["reused"]
     summary = {
@@ -71,7 +72,7 @@ def judge(run: RunDir, engine: Engine, method: Method, *, name: str | None = Non
         "settings": method.fingerprint,
     }
     run.finish_stage(stage, summary)
-    if counts["judged"] and counts["unusable"] == counts["judged"] and not counts["reused"]:
+    if judgments and counts["unusable"] == judgments:
         raise CheckFailed(
             "not one judgment could be used", where=str(path), hint="Their reasons stand in the file."
         )
@@ -84,11 +85,21 @@ def take_in_outputs(run: RunDir, read: Callable[[BadRows], Iterable[OutputRow]],
     The source is read twice: nothing is written before all of it was seen, so bad input changes
     nothing.
 
-    Raises InputError when too many rows cannot be used.
+    Raises InputError when the run holds another prompt under the same given id, or too many rows
+    cannot be used.
     """
-    count = sum(len(row.completions) for row in read(bad))
+    known = {p.id: _content(p) for p in read_records(run.prompts_path, Prompt)}
+    count = 0
+    for row in read(bad):
+        count += len(row.completions)
+        if known.get(row.prompt.id, content := _content(row.prompt)) != content:
+            raise InputError(
+                f"the run already holds another prompt with the id {row.prompt.id!r}",
+                where=str(run.prompts_path),
+                hint="Use another --out, or give the prompt another id.",
+            )
     bad.check()
-    prompts, completions = run.ids(run.prompts_path), run.ids(run.completions_path)
+    prompts, completions = set(known), run.ids(run.completions_path)
     with JsonlWriter(run.prompts_path) as prompt_writer, JsonlWriter(run.completions_path) as writer:
         for row in read(BadRows.quiet()):
             if row.prompt.id not in prompts:
@@ -96,8 +107,36 @@ def take_in_outputs(run: RunDir, read: Callable[[BadRows], Iterable[OutputRow]],
                 prompt_writer.append(row.prompt)
             for completion in row.completions:
                 if completion.id not in completions:
+                    completions.add(completion.id)
                     writer.append(completion)
     return count
+
+
+def _claim_pass(run: RunDir, judging: str, method: Method, engine: Engine) -> None:
+    """Notes what a pass is judged by; judgments of several kinds in one would be averaged into pairs.
+
+    Raises RunDirError when it was judged by something else. Further aspects are welcome.
+    """
+    passes = run.manifest().get("passes", {})
+    before = passes.get(judging, {})
+    asks = {aspect: method.template(aspect) for aspect in method.aspects}
+    now = identity(method, engine)
+    differs = [key for key, value in now.items() if before.get(key, value) != value]
+    templates = before.get("templates", {})
+    differs += [f"template of {a}" for a, template in asks.items() if templates.get(a, template) != template]
+    if differs:
+        raise RunDirError(
+            f"the judging pass {judging!r} was begun with another {', '.join(differs)}",
+            where=str(run.path),
+            hint="Give this one a name of its own with --name.",
+        )
+    entry = {"judge": engine.model, **now, "templates": templates | asks}
+    if entry != before:
+        run.note(passes=passes | {judging: entry})
+
+
+def _content(prompt: Prompt) -> str:
+    return digest(prompt.messages, prompt.references)
 
 
 def pass_name(method: str, model: str) -> str:

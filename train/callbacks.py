@@ -32,6 +32,10 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
         self._said = time.monotonic()
         self.last: dict[str, Any] = {}
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:  # however short the run, its end is measured
+            control.should_log = True
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
         if "loss" not in logs:  # the closing line about run time
             return

@@ -99,14 +99,13 @@ def dpo(**options: Any) -> None:
     from gavel.weights import weights_version
     from train import data, models
 
-    encoder = data.Encoder(
-        HfTokenizer.load(
-            config.model, trust_remote_code=config.trust_remote_code, template_args=dict(config.template_args)
-        ),
-        weights=weights_version(config.model),
-        context=models.context_of(config.model, config.trust_remote_code),
-        max_length=config.max_length,
-    )  # fmt: skip
+    trust = config.trust_remote_code
+    context = models.context_of(config.model, trust)
+    tokenizer = HfTokenizer.load(
+        config.model, trust_remote_code=trust, template_args=dict(config.template_args)
+    )
+    tokenizer.require_chat_template()
+    encoder = data.Encoder(tokenizer, weights_version(config.model), context, config.max_length)
     bad = BadRows(options["max_bad_rows"])
     rows = _rows(options, encoder, bad)
     bad.check()

@@ -31,6 +31,8 @@ class Loaded:
 
 def context_of(path: str, trust_remote_code: bool = False) -> int | None:
     """The model's longest sequence in tokens, None where it states none."""
+    if not Path(path).exists() and (path.count("/") != 1 or path[0] in "/.~"):  # no hub id either
+        raise InputError("no such model directory", where=f"--model {path}")
     try:
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:

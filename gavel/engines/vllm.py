@@ -43,7 +43,7 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(self, config: EngineConfig) -> None:
-        self._on_cpu = on_cpu = _prepare_environment()
+        self._on_cpu = on_cpu = prepare_environment()
         self.model = config.model
         self._adapter = config.adapter
         self._tokenizer = HfTokenizer.load(
@@ -276,7 +276,7 @@ def _repack_head(model: Any) -> None:
         head.quant_method.process_weights_after_loading(head)
 
 
-def _prepare_environment() -> bool:
+def prepare_environment() -> bool:
     """Sets what vLLM reads from the environment, where the user did not. Returns: on a CPU?"""
     # results go to standard output, so vLLM's log must not
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
