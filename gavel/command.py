@@ -86,7 +86,7 @@ def _load_config(ctx: click.Context, param: click.Parameter, value: str | None) 
 
 def _options_by_key(command: click.Command) -> dict[str, tuple[click.Option, bool]]:
     """TOML key → (option, whether the key is its negative, as in --plain/--chat)."""
-    found = {}
+    found: dict[str, tuple[click.Option, bool]] = {}
     for option in command.params:
         if isinstance(option, click.Option) and option.name not in ("config", "help"):
             found |= {flag[2:]: (option, False) for flag in option.opts if flag.startswith("--")}
@@ -111,7 +111,7 @@ def _default(option: click.Option, entry: Any, where: str) -> Any:
     return [_scalar(option.type, item, where) for item in entries]
 
 
-def _scalar(kind: click.ParamType, entry: Any, where: str) -> Any:
+def _scalar(kind: click.ParamType[Any], entry: Any, where: str) -> Any:
     numeric = isinstance(entry, int | float) and not isinstance(entry, bool)
     if isinstance(kind, click.types.IntParamType):
         fits, wanted = numeric and isinstance(entry, int), "a whole number"

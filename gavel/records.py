@@ -81,6 +81,19 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     stop: tuple[str, ...] = ()
     logprobs_mode: str = "raw"
 
+    def __post_init__(self) -> None:
+        # msgspec omits a default that is the same object, and 1 is written otherwise than 1.0: equal
+        # settings must have equal digests, wherever they came from
+        for name, default in _SAMPLING_DEFAULTS.items():
+            value = getattr(self, name)
+            if value == default:
+                msgspec.structs.force_setattr(self, name, default)
+            elif isinstance(default, float):
+                msgspec.structs.force_setattr(self, name, float(value))
+
+
+_SAMPLING_DEFAULTS = {f.name: f.default for f in msgspec.structs.fields(Sampling)}
+
 
 class Completion(Record, frozen=True, kw_only=True, tag="completion/1"):
     """One answer to a prompt. Produced by `generate`, consumed by `judge` and `train`.
@@ -174,7 +187,10 @@ UPGRADES: dict[str, dict[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {}
 
 
 def encode(record: Record) -> bytes:
-    """One JSON line, newline included. Raises RowError for text that is not valid Unicode."""
+    """One JSON line, newline included; a number that is not finite becomes null.
+
+    Raises RowError for text that is not valid Unicode.
+    """
     try:
         return _encoder.encode(record) + b"\n"
     except UnicodeEncodeError as error:
@@ -203,7 +219,8 @@ def _decode_other(line: bytes, kind: type[R], where: str, error: Exception) -> R
     try:
         row = msgspec.json.decode(line)
         tag = row["record"]
-        found, version = tag.split("/")[0], int(tag.split("/")[1])
+        found, _, number = tag.partition("/")
+        version = int(number)
     except Exception:
         raise RunDirError(f"not a {name} record: {error}", where=where) from None
     if found != name:
@@ -218,7 +235,10 @@ def _decode_other(line: bytes, kind: type[R], where: str, error: Exception) -> R
     for old in range(version, current):
         if old not in steps:
             raise RunDirError(f"{name} of version {old} can no longer be read", where=where)
-        row = steps[old](row)
+        try:
+            row = steps[old](row)
+        except (KeyError, TypeError, ValueError) as fault:
+            raise RunDirError(f"not a valid {name} of version {old}: {fault!r}", where=where) from None
     row["record"] = f"{name}/{current}"
     try:
         return msgspec.convert(row, kind)

@@ -88,7 +88,7 @@ def disk_error(error: OSError, path: Path) -> InputError:
             hint="Free some space and run the same command again: it goes on from here.",
         )
     return InputError(
-        f"cannot be written: {error.strerror}",
+        f"cannot be written: {error.strerror or error}",
         where=str(path),
         hint="Mend that and run the same command again: it goes on from here.",
     )

@@ -15,27 +15,36 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken
-
 from gavel.errors import GavelError, InputError, RowError
 from gavel.records import Message, digest
+from gavel.untrusted import without_specials
 
-_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+# what holds a vocabulary; of tokenizer_config.json alone transformers makes a tokenizer without one
+_FILES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json")
 
 #: Stands for a message's text while the template is rendered to find where its text lands.
 _MARK = "\U000f0a11{}\U000f0a12"
+_MARKED = re.compile("\U000f0a11(\\d+)\U000f0a12")
 
 
 class HfTokenizer:
     """A transformers tokenizer. Implements `gavel.protocols.Tokenizer`."""
 
     def __init__(self, tokenizer: Any, template_args: dict[str, Any] | None = None) -> None:
+        """Raises InputError for a tokenizer that is not one of the `tokenizers` library."""
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            raise InputError(
+                f"its tokenizer ({type(tokenizer).__name__}) has no fast form",
+                where=tokenizer.name_or_path,
+                hint="Convert it to a tokenizer.json.",
+            )
         self.hf = tokenizer
         self.template_args = template_args or {}
         self._bos = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
         # whitespace runs can be added tokens too (GPT-NeoX); those are ordinary text
         added = {i: t for i, t in tokenizer.added_tokens_decoder.items() if t.content.strip()}
         self._special_id = {token.content: token_id for token_id, token in added.items()}
+        self._special_ids = {*added} - {tokenizer.unk_token_id}  # any text may hold unknown characters
         longest_first = sorted(added.values(), key=lambda t: -len(t.content))
         self._specials = re.compile("|".join(re.escape(t.content) for t in longest_first) or r"(?!)")
         # a special token may swallow the spaces beside it (Phi-3)
@@ -62,7 +71,7 @@ class HfTokenizer:
         """
         from transformers import AutoTokenizer
 
-        if Path(path).is_dir() and not any((Path(path) / name).exists() for name in _FILES):
+        if Path(path).is_dir() and not any(any(Path(path).glob(name)) for name in _FILES):
             raise InputError(
                 "model directory has no tokenizer",
                 where=path,
@@ -70,40 +79,40 @@ class HfTokenizer:
             )
         try:
             made = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # whatever damaged files make of it
             raise InputError(f"its tokenizer cannot be loaded: {_first_line(error)}", where=path) from None
         return cls(made, template_args)
 
     @cached_property
     def version(self) -> str:
         """Hash of vocabulary, merges, chat template and template arguments."""
-        return digest(self.hf.backend_tokenizer.to_str(), self.hf.chat_template, self.template_args)
+        return digest(self._json, self.hf.chat_template, self.template_args)
 
     @cached_property
     def _whole(self) -> Any:
         """Tokenises trusted text, special tokens and all."""
-        return _unbounded(copy.deepcopy(self.hf.backend_tokenizer))
+        backend = copy.deepcopy(self.hf.backend_tokenizer)
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = False
+        return backend
+
+    @cached_property
+    def _json(self) -> str:
+        text: str = self._whole.to_str()
+        return text
 
     @cached_property
     def _plain(self) -> Any:
         """Tokenises untrusted text: what looks like a special token stays text."""
-        backend = copy.deepcopy(self._whole)
-        backend.add_special_tokens([AddedToken(content, special=True) for content in self._special_id])
-        backend.encode_special_tokens = True
-        return backend
+        return without_specials(self._json, self._special_id, inner=False)
 
     @cached_property
     def _plain_inner(self) -> Any:
-        """As `_plain`, for text that does not begin the sequence: no space is put before it."""
-        pre = self._plain.pre_tokenizer
-        if getattr(pre, "prepend_scheme", None) != "first":
+        """As `_plain`, for text that does not begin the sequence."""
+        if '"first"' not in self._json:
             return self._plain
-        backend = copy.deepcopy(self._plain)
-        pre = copy.deepcopy(pre)
-        pre.prepend_scheme = "never"
-        backend.pre_tokenizer = pre
-        backend.encode_special_tokens = True
-        return backend
+        return without_specials(self._json, self._special_id, inner=True)
 
     @property
     def eos_id(self) -> int:
@@ -132,9 +141,17 @@ class HfTokenizer:
         self.require_chat_template()
         texts = [m.content for m in messages]
         rendered = self._render(messages, texts, template_args)
-        if not any(self._specials.search(text) for text in texts):
-            return _encode(self._whole, rendered)
+        if not self._spell_specials(texts):
+            ids = _encode(self._whole, rendered)
+            # more than the template wrote: a normaliser made one out of a message
+            if sum(i in self._special_ids for i in ids) <= len(self._specials.findall(rendered)):
+                return ids
         return self._spliced_ids(messages, template_args, rendered)
+
+    def _spell_specials(self, texts: Sequence[str]) -> bool:
+        """Whether a special token stands in a text, or across texts that a template sets side by side."""
+        joined = "".join(texts), "".join(text.strip() for text in texts)
+        return any(self._specials.search(text) for text in joined)
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of untrusted text that follows a special token: no BOS, no special tokens."""
@@ -187,18 +204,21 @@ class HfTokenizer:
         self, messages: Sequence[Message], template_args: dict[str, Any], rendered: str
     ) -> list[tuple[int, int]]:
         """Where in `rendered` each message's text lies: renders marks instead and fills them in."""
-        marks = [_MARK.format(i) for i in range(len(messages))]
-        marked = self._render(messages, marks, template_args)
-        for texts in ([m.content for m in messages], [m.content.strip() for m in messages]):
-            filled, spans, cursor = "", [], 0
-            for match in re.finditer("\U000f0a11(\\d+)\U000f0a12", marked):
-                filled += marked[cursor : match.start()]
-                text = texts[int(match.group(1))]
-                spans.append((len(filled), len(filled) + len(text)))
-                filled += text
-                cursor = match.end()
-            if filled + marked[cursor:] == rendered:
-                return spans
+        marked = self._render(messages, [_MARK.format(i) for i in range(len(messages))], template_args)
+        before, *rest = _MARKED.split(marked)  # literal, then (number of a message, literal) in turn
+        spans = []
+        cursor = len(before) if rendered.startswith(before) else len(rendered) + 1
+        for number, literal in zip(rest[::2], rest[1::2], strict=True):
+            text = messages[int(number)].content
+            for form in (text, text.strip(), text.rstrip(), text.lstrip()):
+                if rendered.startswith(form + literal, cursor):
+                    spans.append((cursor, cursor + len(form)))
+                    cursor += len(form) + len(literal)
+                    break
+            else:
+                break
+        if len(spans) == len(rest) // 2 and cursor == len(rendered):
+            return spans
         raise RowError(
             "holds a special token, and the chat template changes the text: it cannot be kept apart"
         )
@@ -212,20 +232,13 @@ def _encode(backend: Any, text: str) -> list[int]:
 def _encoding(backend: Any, text: str) -> Any:
     try:
         return backend.encode(text, add_special_tokens=False)
-    except UnicodeEncodeError:
+    except (TypeError, UnicodeEncodeError):  # `tokenizers` says a str was none
         raise RowError("lone surrogates: the text is not valid Unicode") from None
-
-
-def _unbounded(backend: Any) -> Any:
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = False
-    return backend
 
 
 def _adds_bos(tokenizer: Any) -> bool:
     """Whether plain text gets a BOS from this tokenizer."""
-    return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+    return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
 
 
 def _blank(text: str, spans: Sequence[tuple[int, int]]) -> str:

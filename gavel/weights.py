@@ -5,45 +5,55 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 
 from gavel.errors import InputError
 from gavel.records import digest
 
-_SHARDS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
-_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gavel" / "weights.json"
+_SHARDS = ("*.safetensors", "*.bin", "*.gguf", "*.pt")  # the first kind that is there is what is loaded
+_NO_WEIGHTS = {"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt"}
+_CONFIGS = ("config.json", "adapter_config.json")
+_RACY_NS = 2_000_000_000  # a file this young can change again without its time changing
 
 
 def weights_version(model: str, adapter: str | None = None) -> str:
     """Version of a model's weights, its adapter's included.
 
     A local directory: a hash of the content of its weight files and config (remembered by path, size
-    and time, since hashing takes about a second a gigabyte). A hub id: its revision, which is the
-    name of the snapshot folder that it is loaded from.
+    and time of change, since hashing takes about a second a gigabyte). A hub id: its revision, which
+    is the name of the snapshot folder that it is loaded from.
 
     Raises InputError when there are no weights there.
     """
-    base = _directory_version(Path(model)) if Path(model).is_dir() else _hub_revision(model)
-    return base if adapter is None else digest(base, _directory_version(Path(adapter)))
+    base = _version(model)
+    return base if adapter is None else digest(base, _version(adapter))
+
+
+def _version(model: str) -> str:
+    return _directory_version(Path(model)) if Path(model).is_dir() else _hub_revision(model)
 
 
 def _directory_version(path: Path) -> str:
-    files = sorted(f for pattern in _SHARDS for f in path.glob(pattern))
+    files: list[Path] = []
+    for pattern in _SHARDS:
+        files = files or sorted(f for f in path.glob(pattern) if f.name not in _NO_WEIGHTS)
     if not files:
         raise InputError(
             "holds no weights (*.safetensors)",
             where=str(path),
             hint="Give a directory as transformers saves it, or a hub id owner/name.",
         )
-    files += [f for name in ("config.json", "adapter_config.json") if (f := path / name).exists()]
+    files += [f for name in _CONFIGS if (f := path / name).exists()]
     known = _read_cache()
     hashes, fresh = [], {}
     for file in files:
         stat = file.stat()
-        key = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-        if key not in known:
-            known[key] = fresh[key] = _file_hash(file)
-        hashes.append((file.name, known[key]))
+        key = f"{file.resolve()}:{stat.st_size}:{stat.st_ino}:{stat.st_ctime_ns}"
+        content = known.get(key) or _file_hash(file)
+        if key not in known and time.time_ns() - stat.st_ctime_ns > _RACY_NS:
+            fresh[key] = content
+        hashes.append((file.name, content))
     if fresh:
         _write_cache(fresh)
     return digest("weights", hashes)
@@ -54,33 +64,45 @@ def _file_hash(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
+def _cache() -> Path:
+    folder = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    return Path(folder) / "gavel" / "weights.json"
+
+
 def _read_cache() -> dict[str, str]:
+    """What was remembered; an unreadable cache is an empty one."""
     try:
-        cache: dict[str, str] = json.loads(_CACHE.read_bytes())
-        return cache
-    except (OSError, ValueError):
+        cache = json.loads(_cache().read_bytes())
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: a user without a home
         return {}
+    return cache if isinstance(cache, dict) else {}
 
 
 def _write_cache(fresh: dict[str, str]) -> None:
     """The cache is a convenience: failing to write it is no failure."""
     try:
-        _CACHE.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _CACHE.with_suffix(f".{os.getpid()}.tmp")
+        path = _cache()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(json.dumps({**_read_cache(), **fresh}))
-        temporary.replace(_CACHE)
-    except OSError:
+        temporary.replace(path)
+    except (OSError, RuntimeError):
         pass
 
 
 def _hub_revision(model: str) -> str:
-    from huggingface_hub import try_to_load_from_cache
+    """The revision that `main` of a hub model has on this machine, fetched where it is not there yet."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    config = try_to_load_from_cache(model, "config.json")
-    if isinstance(config, str):
-        return Path(config).parent.name
-    raise InputError(
-        "no such model directory, and not a hub model that can be loaded",
-        where=model,
-        hint="Give a directory, or a hub id owner/name that this machine can reach.",
-    )
+    try:
+        for name in _CONFIGS:
+            config = try_to_load_from_cache(model, name)
+            if isinstance(config, str):
+                return Path(config).parent.name
+        return Path(hf_hub_download(model, _CONFIGS[0])).parent.name
+    except Exception as error:  # the hub client's errors have no root of their own
+        raise InputError(
+            f"no such model directory, and not a hub model that can be loaded ({type(error).__name__})",
+            where=model,
+            hint="Give a directory, or a hub id owner/name that this machine can reach.",
+        ) from None

@@ -56,7 +56,8 @@ class Method(Protocol):
     """A way of judging.
 
     fingerprint: all options that shape a judgment; it is part of the judgment's id. parser: version
-    of `parse`. aspects: what it asks about. call: the engine call that its requests are for. needs: what the engine must do.
+    of `parse`. aspects: what it asks about. call: the engine call that its requests are for. needs: what
+    the engine must do.
     """
 
     @property

@@ -93,8 +93,9 @@ def score(
 ) -> dict[str, Any]:
     """Scores every row of `source` into `out` and returns a summary.
 
-    What `check_source` and `check_destination` would refuse is not looked for again. A row that cannot be scored has ``scores: null`` and a `reason`. A row with several outputs has a
-    list of scores, or an object by model where the outputs are named by model.
+    A row that cannot be scored has ``scores: null`` and a `reason`. A row with several outputs has a
+    list of scores, or an object by model where the outputs are named by model. What `check_source`
+    and `check_destination` refuse is not looked for again.
 
     Args:
         correlate: columns with human scores, whose rank correlation with the scores is reported.
@@ -182,20 +183,27 @@ def _scored_row(
     for completion in found.completions:
         by_aspect = {j.aspect: j for j in judgments.get(completion.id, [])}
         reasons += [f"{j.aspect}: {j.reason}" for j in by_aspect.values() if j.reason]
-        given = {a: j.measures if j.reason is None else None for a, j in by_aspect.items()}
+        given = {a: _measures(j) for a, j in by_aspect.items()}
         scores.append(given if any(given.values()) else None)
         for aspect, measures in given.items():
-            for measure in ("mean", "sum", "per_byte"):
-                if measures is None:
+            for measure, score in (measures or {}).items():
+                if measure == "tokens":
                     continue
-                length.add(f"{aspect} {measure}", measures[measure], len(completion.text))
+                length.add(f"{aspect} {measure}", score, len(completion.text))
                 for column in correlate:
                     value = _number(row.data.get(column))
                     if value is not None:
-                        human.add(f"{aspect} {measure} ~ {column}", measures[measure], value)
+                        human.add(f"{aspect} {measure} ~ {column}", score, value)
     shaped = _shape(found.prompt, found.completions, scores)
     done = dict(row.data) | {"scores": shaped if any(scores) else None}
     return done | ({"reason": "; ".join(dict.fromkeys(reasons))} if reasons else {})
+
+
+def _measures(judgment: Judgment) -> dict[str, float] | None:
+    """A judgment's numbers; its score alone where the method measures nothing else."""
+    if judgment.reason is not None or judgment.score is None:
+        return None
+    return judgment.measures or {"score": judgment.score}
 
 
 def _number(value: Any) -> float | None:

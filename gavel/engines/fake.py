@@ -46,7 +46,10 @@ def open(config: EngineConfig) -> FakeEngine:
     if not isinstance(settings["fail_every"], int) or settings["fail_every"] < 0:
         raise InputError("fail_every is a whole number, 0 for never", where="--engine-arg")
     return FakeEngine(
-        config.model, adapter=config.adapter, context=config.context or 4096, fail_every=settings["fail_every"]
+        config.model,
+        adapter=config.adapter,
+        context=config.context or 4096,
+        fail_every=settings["fail_every"],
     )
 
 

