@@ -14,8 +14,11 @@ import numpy as np
 
 
 def pack_ids(ids: Sequence[int]) -> str:
-    """Packs non-negative token ids (each < 2**32) as ``"<bits>:<count>:<base64>"``."""
-    array = np.asarray(ids, dtype=np.uint32)
+    """Packs token ids as ``"<bits>:<count>:<base64>"``. Raises ValueError for one outside 0 … 2**32 - 1."""
+    wide = np.asarray(ids, dtype=np.int64)
+    if wide.size and not 0 <= int(wide.min()) <= int(wide.max()) < 2**32:
+        raise ValueError(f"token ids from {wide.min()} to {wide.max()} cannot be packed")
+    array = wide.astype(np.uint32)
     bits = max(1, int(array.max()).bit_length()) if array.size else 1
     # big-endian bytes, so that the last `bits` bits of each row are the number
     rows = np.unpackbits(array.astype(">u4").view(np.uint8).reshape(-1, 4), axis=1)[:, 32 - bits :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +35,8 @@ def make_method(name: str, options: dict[str, Any]) -> Method:
             where="--method",
             hint=f"Known: {', '.join(METHODS)}; your own as module:Class.",
         )
+    if name not in METHODS and (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # last, so that nothing there takes the place of gavel's own modules
     try:
         made = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

@@ -21,6 +21,9 @@ from tiny_models import save_adapter, save_lm, save_reward_model, save_tokenizer
 from gavel.engines import EngineConfig, open_engine
 from gavel.protocols import Engine
 
+# before torch is loaded: threads that wait by spinning take the cores from other work
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 CONTEXT = 256  # of every tiny engine
 SERVER_START_S = 180
 
@@ -107,6 +110,7 @@ class Engines:
             "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port),
             "--dtype", "float32", "--enforce-eager", "--max-model-len", str(CONTEXT),
             "--kv-cache-memory-bytes", str(32 << 20),
+            "--structured-outputs-config", '{"backend": "guidance", "disable_any_whitespace": true}',
         ]  # fmt: skip
         quiet = {
             "VLLM_NO_USAGE_STATS": "1",

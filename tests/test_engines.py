@@ -95,9 +95,14 @@ def score(engine: Engine, ids: Sequence[int], start: int) -> list[float]:
     return list(reply.logprobs)
 
 
+def written(text: str) -> str:
+    """A text without the half letter that it may end in, which vLLM's own decoding leaves out."""
+    return text.rstrip("\ufffd")
+
+
 # sampling
 def test_every_key_comes_back_once_and_whole(engine: Engine) -> None:
-    requests = [ask(engine, i, f"question {i}", seed=i) for i in range(40)]
+    requests = [ask(engine, i, f"question {i}", seed=i) for i in range(24)]
     replies = keyed(engine.sample(iter(requests)))
     assert sorted(replies) == sorted(r.key for r in requests)
     for reply in replies.values():
@@ -118,7 +123,7 @@ def test_eos_is_in_the_ids_and_not_in_the_text(engine: Engine) -> None:
     for reply in ended:
         ids = list(reply.token_ids or ())
         assert ids.count(engine.tokenizer.eos_id) == 1
-        assert reply.text == engine.tokenizer.decode(ids[:-1])
+        assert written(reply.text) == written(engine.tokenizer.decode(ids[:-1]))
         assert "<|end|>" not in reply.text
 
 
@@ -206,10 +211,24 @@ def test_every_start_scores_the_rest_of_the_sequence(engine: Engine) -> None:
 
 
 def test_a_sequence_longer_than_the_context_is_no_score_and_no_harm(engine: Engine) -> None:
-    long = ScoreRequest(key="long", token_ids=[70] * (engine.context + 1), start=5)
-    replies = keyed(engine.score([long, ScoreRequest(key="short", token_ids=prompt(engine), start=3)]))
-    assert isinstance(replies["long"], Refused)
-    assert isinstance(replies["short"], Scored)
+    sizes = {"over": 1, "full": 0, "fits": -1}  # a full one is scored where no token need be sampled
+    requests = [
+        ScoreRequest(key=key, token_ids=[70] * (engine.context + more), start=5) for key, more in sizes.items()
+    ]
+    replies = keyed(engine.score(requests))
+    assert isinstance(replies["over"], Refused)
+    assert isinstance(replies["fits"], Scored)
+    for key in ("full", "fits"):
+        if isinstance(replies[key], Scored):
+            assert len(replies[key].logprobs) == engine.context + sizes[key] - 5
+
+
+def test_a_request_that_the_engine_cannot_take_is_that_row_s_failure(engine: Engine) -> None:
+    if engine.name not in ("vllm", "server"):
+        return  # the others take any
+    replies = keyed(engine.sample([ask(engine, "odd", top_logprobs=2000), ask(engine)]))
+    assert isinstance(replies["odd"], Refused)
+    assert isinstance(replies["a"], Sampled)
 
 
 def test_many_scores_at_once_are_those_of_one(engine: Engine) -> None:
@@ -233,7 +252,7 @@ def test_scores_and_samples_agree_with_transformers(name: str, engines: Engines,
         assert score(engine, ids, 1) == pytest.approx(score(reference, ids, 1), abs=1e-4)
         greedy = [sampled(e, ask(e, text=text, temperature=0.0))[0] for e in (engine, reference)]
         assert greedy[0].token_ids == greedy[1].token_ids
-        assert greedy[0].text == greedy[1].text
+        assert written(greedy[0].text) == written(greedy[1].text)
         assert greedy[0].logprobs == pytest.approx(greedy[1].logprobs, abs=1e-4)
 
 
@@ -405,8 +424,8 @@ def test_processed_logprobs_are_of_the_distribution_sampled_from(
     before, ids = prompt(raw, "hello"), list(r.token_ids or ())
     assert list(r.logprobs or ()) == pytest.approx(score(raw, before + ids, len(before)), abs=1e-4)
     model = LlamaForCausalLM.from_pretrained(tiny.lm)
-    with torch.inference_mode():
-        logits = model(torch.tensor([before + ids])).logits[0, len(before) - 1 : -1]
+    with torch.no_grad():
+        logits = model(torch.tensor([before + ids])).logits[0, len(before) - 1 : -1].clone()
     logits[: fields["min_tokens"], raw.tokenizer.eos_id] = -torch.inf  # held back by min_tokens
     by_hand = (logits / 0.5).log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])[:, 0].tolist()
     assert list(p.logprobs or ()) == pytest.approx(by_hand, abs=1e-4)
@@ -419,16 +438,16 @@ def test_processed_logprobs_are_of_the_distribution_sampled_from(
 def test_two_streams_of_one_vllm_engine_do_not_mix(engines: Engines) -> None:
     engine = engines["vllm"]
     judged = engine.score(
-        ScoreRequest(key=f"s{i}", token_ids=prompt(engine, f"text {i}"), start=2) for i in range(1200)
+        ScoreRequest(key=f"s{i}", token_ids=prompt(engine, f"text {i}"), start=2) for i in range(700)
     )
     answers = engine.sample(ask(engine, f"a{i}", seed=i) for i in range(30))
     found: list[Any] = []
     for one in answers:  # a policy samples while a judge reads
-        found += [one, *itertools.islice(judged, 40)]
+        found += [one, *itertools.islice(judged, 20)]
     found += list(judged)
     by_key = keyed(found)
-    assert len(by_key) == 1230
-    assert all(isinstance(by_key[f"s{i}"], Scored) for i in range(1200))
+    assert len(by_key) == 730
+    assert all(isinstance(by_key[f"s{i}"], Scored) for i in range(700))
     alone = score(engine, prompt(engine, "text 77"), 2)
     assert list(by_key["s77"].logprobs) == pytest.approx(alone, abs=1e-4)
 

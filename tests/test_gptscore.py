@@ -15,7 +15,7 @@ from judged_runs import completion
 from gavel.engines.fake import ByteTokenizer, FakeEngine
 from gavel.errors import InputError, RowError
 from gavel.protocols import Engine, Scored, ScoreRequest
-from gavel.records import Completion, Judgment, Message, Prompt, digest
+from gavel.records import Completion, Judgment, Message, PreferencePair, Prompt
 from gavel.rundir import JsonlWriter, RunDir, read_records
 from gavel.templates import tables
 from gavel.tokenizer import HfTokenizer
@@ -196,13 +196,13 @@ def test_the_scored_ids_are_the_ids_in_the_input(text: str, tokenizer: HfTokeniz
 def test_first_and_last_token_are_scored_without_and_with_bos(
     tokenizer: HfTokenizer, with_bos: HfTokenizer
 ) -> None:
-    for given, extra in ((tokenizer, 0), (with_bos, 1)):
-        (request,) = requests(GptScore(form="direct", plain=True), item("xyz", question="q"), given)
-        assert given.decode(request.token_ids[extra:]) == "q\n\nxyz"
-        scored = target_text(request, given)
+    for owner, extra in ((tokenizer, 0), (with_bos, 1)):
+        (request,) = requests(GptScore(form="direct", plain=True), item("xyz", question="q"), owner)
+        assert owner.decode(request.token_ids[extra:]) == "q\n\nxyz"
+        scored = target_text(request, owner)
         assert scored.startswith("x")
         assert scored.endswith("z")
-        assert request.start == len(request.token_ids) - len(given.text_ids("xyz"))
+        assert request.start == len(request.token_ids) - len(owner.text_ids("xyz"))
     (request,) = requests(GptScore(form="direct", plain=True), item("xyz", question="q"), with_bos)
     assert request.token_ids[0] == with_bos.hf.bos_token_id
     assert request.token_ids.count(with_bos.hf.bos_token_id) == 1  # type: ignore[attr-defined]
@@ -272,12 +272,12 @@ def test_chat_where_there_is_a_template_and_plain_where_there_is_none(
 
     base = HfTokenizer.load(str(save_tokenizer(tmp_path, chat=False)))
     assistant = tokenizer.hf.convert_tokens_to_ids("<|assistant|>")
-    for given, plain, is_chat in [
+    for owner, plain, is_chat in [
         (tokenizer, None, True),
         (tokenizer, True, False),
         (base, None, False),
     ]:
-        (request,) = requests(GptScore(plain=plain), item("4"), given)
+        (request,) = requests(GptScore(plain=plain), item("4"), owner)
         assert (assistant in request.token_ids) is is_chat
 
 
@@ -336,12 +336,15 @@ class Liking:
 
 
 def recorded_run(path: Path, answers: dict[str, list[str]]) -> Path:
-    with RunDir.open(path) as run, JsonlWriter(run.prompts_path) as prompts:
-        with JsonlWriter(run.completions_path) as writer:
-            for name, texts in answers.items():
-                prompts.append(Prompt(id=name, messages=(Message("user", name),)))
-                for index, text in enumerate(texts):
-                    writer.append(completion(name, index, text))
+    with (
+        RunDir.open(path) as run,
+        JsonlWriter(run.prompts_path) as prompts,
+        JsonlWriter(run.completions_path) as writer,
+    ):
+        for name, texts in answers.items():
+            prompts.append(Prompt(id=name, messages=(Message("user", name),)))
+            for index, text in enumerate(texts):
+                writer.append(completion(name, index, text))
     return path
 
 
@@ -353,8 +356,6 @@ def test_a_planted_preference_comes_out(tmp_path: Path) -> None:
         summary = judge(run, engine, GptScore())
         pairs = make_pairs(run, PairConfig(strategy="best-worst"))
         texts = {c.id: c.text for c in read_records(run.completions_path, Completion)}
-        from gavel.records import PreferencePair
-
         found = {
             p.prompt_id: (texts[p.chosen_id], texts[p.rejected_id], p.margin)
             for p in read_records(run.pairs_path(pairs["name"]), PreferencePair)
@@ -449,4 +450,3 @@ def test_the_command_takes_its_own_templates_and_aspects(gavel: Callable[..., Ra
         refused = gavel(*base, *wrong)
         assert (refused.code, says in refused.err) == (2, True), refused.err
         assert "Traceback" not in refused.err
-    assert digest("x")  # ids are hashes

@@ -30,7 +30,7 @@ TEXTS = [
 ]
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=40)
 BYTE_LEVEL = ["qwen", "llama3", "neox"]
-QUICK = settings(max_examples=60, deadline=None)
+QUICK = settings(max_examples=30, deadline=None)
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -255,7 +255,7 @@ def byte_lengths(tokenizer: HfTokenizer, ids: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("family", ["qwen", "llama3", "neox", "llama2", "mistral", "phi3"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(context=ANY_TEXT, target=ANY_TEXT.filter(bool))
 @example(context="Answer:", target="   two before")
 @example(context="Answer: ", target=" ")

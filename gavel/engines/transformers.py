@@ -102,7 +102,7 @@ class TransformersEngine:
                 continue
             ids = self._torch.tensor([request.token_ids], device=self._device)
             with self._torch.inference_mode():
-                score = self._hf(input_ids=ids, attention_mask=self._torch.ones_like(ids)).logits
+                score = self._model()(input_ids=ids, attention_mask=self._torch.ones_like(ids)).logits
             yield Rewarded(key=request.key, reward=float(score.reshape(-1)[0]))
 
     def load_weights(self, path: str) -> None:
@@ -120,8 +120,11 @@ class TransformersEngine:
     def _check(self, capability: Capability) -> None:
         if capability not in self.capabilities:
             raise CapabilityError(f"this model cannot {capability.value}", where=self.model)
+
+    def _model(self) -> Any:
         if self._hf is None:
             raise EngineError("the engine is closed", where=self.model)
+        return self._hf
 
     def _load(self, path: str) -> Any:
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -145,7 +148,13 @@ class TransformersEngine:
         if config.adapter is not None:
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, config.adapter)
+            try:
+                model = PeftModel.from_pretrained(model, config.adapter)
+            except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
+                first = (str(error).strip().splitlines() or [repr(error)])[0]
+                raise InputError(
+                    f"is no LoRA adapter for this model: {first}", where=config.adapter
+                ) from None
         return model.to(self._device).eval()
 
     def _batches(self, requests: Iterable[ScoreRequest]) -> Iterator[list[ScoreRequest] | Refused]:
@@ -172,7 +181,7 @@ class TransformersEngine:
             ids[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = 1
         with torch.inference_mode():
-            return self._hf(input_ids=ids, attention_mask=mask).logits
+            return self._model()(input_ids=ids, attention_mask=mask).logits
 
     def _sample(self, request: SampleRequest) -> Sampled:
         torch, sampling = self._torch, request.sampling
@@ -186,7 +195,7 @@ class TransformersEngine:
         for _ in range(min(sampling.max_tokens, self.context - len(prompt))):
             with torch.inference_mode():
                 tokens = torch.tensor([step], device=self._device)
-                out = self._hf(input_ids=tokens, past_key_values=cache, use_cache=True)
+                out = self._model()(input_ids=tokens, past_key_values=cache, use_cache=True)
             cache, raw = out.past_key_values, out.logits[0, -1].float()
             banned = self._eos_ids if len(ids) < sampling.min_tokens else set()
             processed = _process(torch, raw, sampling, prompt + ids, banned)

@@ -129,8 +129,6 @@ class VllmEngine:
     def _check(self, capability: Capability) -> None:
         if capability not in self.capabilities:
             raise CapabilityError(f"this model cannot {capability.value}", where=self.model)
-        if self._engine is None:
-            raise EngineError("the engine is closed", where=self.model)
 
     def _stream(
         self,
@@ -139,6 +137,7 @@ class VllmEngine:
         finish: Callable[[Q, Any], A],
     ) -> Iterator[A | Refused]:
         """Keeps a bounded number of requests in vLLM and yields each as it completes."""
+        from vllm.exceptions import VLLMValidationError
         from vllm.inputs import tokens_input
 
         waiting = iter(requests)
@@ -146,13 +145,16 @@ class VllmEngine:
         more = True
         try:
             while True:
+                if self._engine is None:
+                    raise EngineError("the engine is closed", where=self.model)
                 while more and len(pending) < self._in_flight:
                     request = next(waiting, None)
                     if request is None:
                         more = False
                         break
                     ids = _token_ids(request)
-                    if len(ids) >= self.context + (not isinstance(request, SampleRequest)):
+                    # vLLM samples one token even where it only scores
+                    if len(ids) >= self.context + isinstance(request, RewardRequest):
                         yield Refused(key=request.key, reason=f"{len(ids)} tokens, context {self.context}")
                         continue
                     self._count += 1
@@ -161,14 +163,12 @@ class VllmEngine:
                         self._engine.add_request(
                             name, tokens_input(list(ids)), params(request), lora_request=self._lora
                         )
-                    except ValueError as error:
+                    except (ValueError, VLLMValidationError) as error:
                         yield Refused(key=request.key, reason=str(error).splitlines()[0])
                         continue
                     pending[name] = request
                 if not pending:
                     return
-                if self._engine is None:
-                    raise EngineError("the engine was closed while it worked", where=self.model)
                 for output in self._step(pending):
                     yield finish(pending.pop(output.request_id), output)
         finally:
@@ -196,9 +196,7 @@ class VllmEngine:
         if request.choice:
             constraint = StructuredOutputsParams(choice=list(request.choice))
         elif request.json_schema is not None:
-            constraint = StructuredOutputsParams(
-                json=json.dumps(request.json_schema), disable_any_whitespace=True
-            )
+            constraint = StructuredOutputsParams(json=json.dumps(request.json_schema))
         return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -310,6 +308,8 @@ def _start(config: EngineConfig, on_cpu: bool) -> Any:
         "trust_remote_code": config.trust_remote_code,
         "logprobs_mode": _LOGPROBS_MODE[config.logprobs_mode],
         "use_tqdm_on_load": False,
+        # a weak model may write spaces until its tokens are used up, where JSON allows them
+        "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
     }
     if config.context is not None:
         settings["max_model_len"] = config.context
@@ -319,9 +319,10 @@ def _start(config: EngineConfig, on_cpu: bool) -> Any:
         settings |= {
             "enforce_eager": True,
             "distributed_executor_backend": "uni",
-            "kv_cache_memory_bytes": _kv_cache_bytes(config),
         }
     try:
+        if on_cpu:
+            settings["kv_cache_memory_bytes"] = _kv_cache_bytes(config)
         return LLM(**(settings | config.engine_args))
     except GavelError:
         raise
