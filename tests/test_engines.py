@@ -213,7 +213,7 @@ def test_every_start_scores_the_rest_of_the_sequence(engine: Engine) -> None:
 def test_a_sequence_longer_than_the_context_is_no_score_and_no_harm(engine: Engine) -> None:
     sizes = {"over": 1, "full": 0, "fits": -1}  # a full one is scored where no token need be sampled
     requests = [
-        ScoreRequest(key=key, token_ids=[70] * (engine.context + more), start=5) for key, more in sizes.items()
+        ScoreRequest(key=key, token_ids=[70] * (engine.context + n), start=5) for key, n in sizes.items()
     ]
     replies = keyed(engine.score(requests))
     assert isinstance(replies["over"], Refused)
@@ -365,12 +365,20 @@ def test_loaded_weights_are_those_of_a_fresh_engine(kind: str, engines: Engines,
 
 @pytest.mark.engine
 @pytest.mark.parametrize("kind", ["transformers", "vllm"])
-def test_weights_that_cannot_be_loaded_change_nothing(kind: str, engines: Engines, tmp_path: Path) -> None:
+def test_weights_that_cannot_be_loaded_change_nothing(
+    kind: str, engines: Engines, tiny: Tiny, tmp_path: Path
+) -> None:
     engine = engines[f"{kind}/loads"]
     before, ids = engine.weights, prompt(engine)
     scores = score(engine, ids, 1)
     with pytest.raises(InputError):
         engine.load_weights(str(tmp_path))
+    if kind == "vllm":  # transformers loads any model
+        larger = Path(shutil.copytree(tiny.other, tmp_path / "larger"))
+        config = json.loads((larger / "config.json").read_text())
+        (larger / "config.json").write_text(json.dumps(config | {"hidden_size": 256}))
+        with pytest.raises(InputError, match="hidden_size is 256"):
+            engine.load_weights(str(larger))
     assert engine.weights == before
     assert score(engine, ids, 1) == pytest.approx(scores, abs=1e-5)
     with pytest.raises(CapabilityError):

@@ -29,6 +29,8 @@ from gavel.weights import weights_version
 Q = TypeVar("Q", SampleRequest, ScoreRequest, RewardRequest)
 A = TypeVar("A", Sampled, Scored, Rewarded)
 
+_SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+          "num_key_value_heads", "intermediate_size", "tie_word_embeddings")  # fmt: skip
 _LOGPROBS_MODE = {"raw": "raw_logprobs", "processed": "processed_logprobs"}
 
 
@@ -104,9 +106,11 @@ class VllmEngine:
         if not any(Path(path).glob("*.safetensors")):
             raise InputError("holds no *.safetensors to load", where=path)
         weights = weights_version(path)
+        _check_shape(path, self._engine.model_config.hf_config)
         try:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
         except (ValueError, KeyError, RuntimeError, AssertionError) as error:
+            self.close()  # it may hold some of the new weights and some of the old
             raise EngineError(
                 f"vLLM cannot load these weights: {_reason(error)}",
                 where=path,
@@ -261,6 +265,20 @@ def _scored(request: ScoreRequest, output: Any) -> Scored:
 
 def _rewarded(request: RewardRequest, output: Any) -> Rewarded:
     return Rewarded(key=request.key, reward=float(output.outputs.data.reshape(-1)[0]))
+
+
+def _check_shape(path: str, running: Any) -> None:
+    """Raises InputError for a model of another shape than the running one, before anything is loaded."""
+    from transformers import AutoConfig
+
+    try:
+        found = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"its config.json cannot be read: {_reason(error)}", where=path) from None
+    for name in _SHAPE:
+        new, old = (getattr(c.get_text_config(), name, None) for c in (found, running))
+        if new != old:
+            raise InputError(f"{name} is {new}, that of the running model {old}", where=path)
 
 
 def _repack_head(model: Any) -> None:
