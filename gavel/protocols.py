@@ -108,10 +108,15 @@ class Rewarded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """A request that the engine answered with no: this row's failure, not the run's."""
+    """A request that the engine answered with no: this row's failure, not the run's.
+
+    transient: it might be answered another time (a server that was too busy), so it is not recorded
+    and a rerun asks again.
+    """
 
     key: str
     reason: str
+    transient: bool = False
 
 
 class Tokenizer(Protocol):
@@ -123,7 +128,9 @@ class Tokenizer(Protocol):
         ...
 
     @property
-    def eos_id(self) -> int: ...
+    def eos_id(self) -> int:
+        """The token that ends an assistant's turn: what the chat template puts after it, else EOS."""
+        ...
 
     @property
     def has_chat_template(self) -> bool: ...
@@ -192,5 +199,5 @@ def require(engine: Engine, *needed: Capability, task: str) -> None:
         raise CapabilityError(
             f"the {engine.name} engine cannot {', '.join(missing)}, which {task} needs",
             where=f"model {engine.model}",
-            hint="Choose another engine with --engine (vllm and transformers can do all).",
+            hint="Choose another engine with --engine (vllm can do all that its model can).",
         )

@@ -114,11 +114,29 @@ class HfTokenizer:
             return self._plain
         return without_specials(self._json, self._special_id, inner=True)
 
-    @property
+    @cached_property
     def eos_id(self) -> int:
+        """The token that ends an assistant's turn: what the chat template puts after it, else EOS.
+
+        Raises InputError when there is neither.
+        """
+        ending = self._turn_ending() if self.has_chat_template else None
+        if ending is not None:
+            return ending
         if self.hf.eos_token_id is None:
             raise InputError("its tokenizer has no end-of-sequence token", where=self.hf.name_or_path)
         return int(self.hf.eos_token_id)
+
+    def _turn_ending(self) -> int | None:
+        """The special token that the template puts right after an assistant's text, if it does."""
+        mark = _MARK.format(0)
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
+        try:
+            rendered = self.hf.apply_chat_template(turns, tokenize=False, **self.template_args)
+        except Exception:  # a template that refuses this conversation says nothing about its turns
+            return None
+        found = self._specials.match(rendered.partition(mark)[2].lstrip())
+        return self._special_id[found.group()] if found else None
 
     @property
     def has_chat_template(self) -> bool:

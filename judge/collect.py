@@ -11,12 +11,15 @@ from typing import Any
 
 import msgspec
 
+from gavel.command import say
 from gavel.errors import RowError
 from gavel.packed import pack_logprobs
 from gavel.protocols import Engine, Refused, require
 from gavel.records import Completion, Judgment, Prompt, digest
 from gavel.rundir import read_lines
 from judge.method import Item, Method, Reply, Request, Verdict
+
+_SAID = 20  # failures named one by one; the rest is counted
 
 
 @dataclass(slots=True)
@@ -27,7 +30,7 @@ class _Open:
     key: str
     twins: list[tuple[str, Item]]
     replies: list[Reply | None]
-    refused: str | None = None
+    refused: Refused | None = None
     missing: int = 0
     usage: Counter[str] = field(default_factory=Counter)
 
@@ -52,8 +55,8 @@ def collect(
         record: appends one judgment.
         progress: told how many items are settled.
 
-    Returns: counts of "judged" and "reused" judgments, of "unusable" ones among both, and of engine
-        "calls" and "tokens".
+    Returns: counts of "judged" and "reused" judgments, of "unusable" ones among both, of "failed" ones
+        that are not recorded and a rerun asks for again, and of engine "calls" and "tokens".
     """
     require(engine, *method.needs, task=f"judging by {method.name}")
     tokenizer = engine.tokenizer
@@ -69,6 +72,12 @@ def collect(
             counts["judged"] += 1
             counts["unusable"] += verdict.reason is not None
             progress(1)
+
+    def give_up(entry: _Open, reason: str) -> None:
+        counts["failed"] += 1 + len(entry.twins)
+        progress(1 + len(entry.twins))
+        if counts["failed"] <= _SAID:
+            say(f"prompt {entry.item.prompt.id}: no judgment, {reason}")
 
     def requests() -> Iterator[Any]:
         for prompt, completions in groups:
@@ -95,12 +104,15 @@ def collect(
         entry = pending[key]
         entry.missing -= 1
         if isinstance(reply, Refused):
-            entry.refused = reply.reason
+            entry.refused = reply
         else:
             entry.replies[int(number)] = reply
         if entry.missing == 0:
             del pending[key]
-            settle(entry, _verdict(method, entry))
+            if entry.refused is not None and entry.refused.transient:
+                give_up(entry, entry.refused.reason)
+            else:
+                settle(entry, _verdict(method, entry))
         while unasked:
             settle(*unasked.pop())
     while unasked:
@@ -164,7 +176,7 @@ def _entries(
 
 def _verdict(method: Method, entry: _Open) -> Verdict:
     if entry.refused is not None:
-        return Verdict(reason=entry.refused)
+        return Verdict(reason=entry.refused.reason)
     try:
         verdict = method.parse(entry.item, [r for r in entry.replies if r is not None])
     except RowError as error:

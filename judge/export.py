@@ -110,7 +110,7 @@ def export_pairs(
             to.path.absolute().parent.mkdir(parents=True, exist_ok=True)
             write(to, count, export_format, card)
         except OSError as error:
-            raise _cannot_write(error, to.path) from None
+            raise disk_error(error, to.path) from None
     where = f"hub:{to.name}" if to.kind == "hub" else str(to.path)
     return {"to": where, "format": str(export_format), "rows": count.seen}
 
@@ -240,13 +240,6 @@ def _is_card(path: Path) -> bool:
         return MARK in path.read_text("utf-8")
     except (OSError, UnicodeDecodeError):
         return False
-
-
-def _cannot_write(error: OSError, path: Path) -> Exception:
-    known = disk_error(error, path)
-    if known is not error:
-        return known
-    return InputError(f"cannot be written: {error.strerror or error}", where=f"--to {path}")
 
 
 def _hub_destination(name: str) -> Destination:

@@ -124,12 +124,14 @@ def score(
             written, scored = _write(out, _rows(source, mapping, index, correlate, human, length))
         finally:
             index.close()
-        shutil.rmtree(journal.path)
+        if not counts["failed"]:
+            shutil.rmtree(journal.path)
     seconds = time.monotonic() - started
     return {
         "rows": written,
         "scored": scored,
         "without_score": written - scored,
+        "failed": counts["failed"],
         "calls": counts["calls"],
         "tokens": counts["tokens"],
         "rank_correlation": human.rank(),
@@ -183,6 +185,8 @@ def _scored_row(
     for completion in found.completions:
         by_aspect = {j.aspect: j for j in judgments.get(completion.id, [])}
         reasons += [f"{j.aspect}: {j.reason}" for j in by_aspect.values() if j.reason]
+        if not by_aspect:
+            reasons.append("the judge did not answer; the same command asks again")
         given = {a: _measures(j) for a, j in by_aspect.items()}
         scores.append(given if any(given.values()) else None)
         for aspect, measures in given.items():

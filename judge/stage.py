@@ -63,6 +63,7 @@ def judge(run: RunDir, engine: Engine, method: Method, *, name: str | None = Non
         "judged": counts["judged"],
         "reused": counts["reused"],
         "unusable": counts["unusable"],
+        "failed": counts["failed"],
         "calls": counts["calls"],
         "tokens": counts["tokens"],
         "seconds": round(seconds, 2),

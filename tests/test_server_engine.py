@@ -97,7 +97,7 @@ def test_a_sample_is_token_exact(server: LocalServer) -> None:
         (reply,) = engine.sample([request(17, sampling=sampling, top_logprobs=1)])
     assert reply == Sampled(
         key="key 17",
-        text="xxx",
+        text="<7><7><7>",  # decoded from the ids, not taken from the server
         token_ids=[7, 7, 7],
         logprobs=[-0.5, -0.5, -0.5],
         finish_reason="stop",

@@ -348,9 +348,20 @@ def test_no_chat_template() -> None:
 
 def test_no_eos() -> None:
     endless = HfTokenizer(FAMILIES["qwen"]())
-    endless.hf.eos_token = None
+    endless.hf.eos_token = endless.hf.chat_template = None
     with pytest.raises(InputError, match="no end-of-sequence token"):
         _ = endless.eos_id
+
+
+def test_a_turn_ends_with_what_the_template_puts_there() -> None:
+    """As in Gemma, whose turns end with another token than its EOS."""
+    made = HfTokenizer(FAMILIES["qwen"]())
+    assert made.eos_id == made.hf.convert_tokens_to_ids("<|im_end|>")
+    made.hf.eos_token = "<|endoftext|>"
+    again = HfTokenizer(made.hf)
+    assert again.eos_id == again.hf.convert_tokens_to_ids("<|im_end|>") != again.hf.eos_token_id
+    again.hf.chat_template = None
+    assert HfTokenizer(again.hf).eos_id == again.hf.eos_token_id
 
 
 @pytest.mark.parametrize(

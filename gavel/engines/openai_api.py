@@ -309,9 +309,13 @@ def error_message(payload: bytes) -> str:
 
 
 def with_texts(reply: Sampled, tokenizer: Tokenizer) -> Sampled:
-    """`reply` with the texts of tokens in top_logprobs. Apart from reading, because that happens in
-    another thread than the caller's, and a tokenizer is for one thread at a time."""
-    return replace(reply, top_logprobs=[_by_text(tokenizer, top) for top in reply.top_logprobs])
+    """`reply` with its text decoded from whole ids (vLLM's own leaves out a last half character), and
+    with the texts of tokens in top_logprobs. Apart from reading, because that happens in another
+    thread than the caller's, and a tokenizer is for one thread at a time."""
+    top = [_by_text(tokenizer, position) for position in reply.top_logprobs]
+    if reply.token_ids is None or isinstance(reply.stop_reason, str):  # a stop string is cut off the text
+        return replace(reply, top_logprobs=top)
+    return replace(reply, text=tokenizer.decode(reply.token_ids), top_logprobs=top)
 
 
 def _by_text(tokenizer: Tokenizer, position: dict[str, float]) -> dict[str, float]:

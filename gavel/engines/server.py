@@ -186,7 +186,7 @@ class ServerEngine:
         replies = self._transport.ask(self._url + path, asks)
         with contextlib.closing(replies):
             for reply in replies:
-                if self._tokenizer is not None and isinstance(reply, Sampled) and reply.top_logprobs:
+                if self._tokenizer is not None and isinstance(reply, Sampled):
                     yield openai_api.with_texts(reply, self._tokenizer)
                 else:
                     yield reply

@@ -157,7 +157,7 @@ class Transport:
         try:
             return await self._exchange("POST", url, ask.body, ask.read)
         except _GaveUp as gave_up:
-            return Refused(key=ask.key, reason=str(gave_up))
+            return Refused(key=ask.key, reason=str(gave_up), transient=True)
         except _Declined as no:
             return Refused(key=ask.key, reason=f"HTTP {no.status}: {self._hide(no.payload)}")
         except (msgspec.ValidationError, BadReply) as error:

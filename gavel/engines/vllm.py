@@ -296,6 +296,7 @@ def prepare_environment() -> bool:
     """Sets what vLLM reads from the environment, where the user did not. Returns: on a CPU?"""
     # results go to standard output, so vLLM's log must not
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     import torch
