@@ -16,7 +16,7 @@ from gavel.command import command, say
               help="Where everything is written; the same command resumes it.")  # fmt: skip
 @click.option("--shuffle-labels", is_flag=True,
               help="A control: chosen and rejected swapped at random. There must be no gain.")  # fmt: skip
-@click.option("--prompts", default=1024, show_default=True, type=click.IntRange(min=16), help="Per round.")
+@click.option("--prompts", default=2048, show_default=True, type=click.IntRange(min=16), help="Per round.")
 @click.option("--seed", default=0, show_default=True, type=int)
 def demo(rounds: int, out: str, shuffle_labels: bool, prompts: int, seed: int, as_json: bool) -> None:
     """Runs the loop and prints the table."""

@@ -41,7 +41,7 @@ def settings(rounds: int, seed: int, shuffle_labels: bool) -> RoundsConfig:
         dpo=DpoConfig(
             model=str(MODELS / "policy"),
             learning_rate=3e-4,
-            beta=0.1,
+            beta=1.0,
             loss={"sigmoid": 1.0, "sft": 1.0},
             epochs=2,
             batch_size=32,

@@ -188,7 +188,7 @@ class HfTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids without special tokens."""
-        text: str = self.hf.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text: str = self._whole.decode(ids, skip_special_tokens=True)
         return text
 
     def _render(

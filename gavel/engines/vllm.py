@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -299,6 +300,8 @@ def prepare_environment() -> bool:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # said before vLLM sets up its own logging
+    logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)
     import torch
 
     on_cpu = not torch.cuda.is_available()
