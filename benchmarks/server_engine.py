@@ -20,6 +20,7 @@ from pathlib import Path
 
 import aiohttp
 
+from gavel.engines.fake import ByteTokenizer
 from gavel.engines.openai_api import completion_body
 from gavel.engines.server import ServerEngine
 from gavel.packed import pack_ids, pack_logprobs
@@ -30,10 +31,6 @@ from gavel.rundir import JsonlWriter
 SERVER = Path(__file__).parent.parent / "tests" / "servers.py"
 SAMPLING = Sampling(max_tokens=32)
 PROMPT = list(range(1, 65))
-
-
-class NoTokenizer:
-    """Stands for the served model's tokenizer, which nothing here asks."""
 
 
 def requests(count: int) -> Iterator[SampleRequest]:
@@ -99,7 +96,7 @@ def main() -> None:
         try:
             assert server.stdout is not None
             url = server.stdout.readline().strip()
-            engine = ServerEngine(url, "tiny", tokenizer=NoTokenizer(), in_flight=arguments.in_flight)  # type: ignore[arg-type]
+            engine = ServerEngine(url, "tiny", tokenizer=ByteTokenizer(), in_flight=arguments.in_flight)  # type: ignore[arg-type]
             with engine, tempfile.TemporaryDirectory() as folder:
                 for i in range(arguments.repeats + 1):  # the first round warms up
                     start = time.perf_counter()

@@ -15,6 +15,7 @@ from demo.table import figures
 from demo.tasks import Pool, draw
 from gavel.command import say
 from gavel.engines import EngineConfig, open_engine
+from gavel.errors import InputError
 from gavel.protocols import Engine
 from gavel.records import Message, Prompt, Sampling, digest
 from gavel.rundir import RunDir
@@ -66,7 +67,7 @@ def run_demo(
     texts = _prompts("round", prompts * rounds)
     method = GptScore(form="direct", count_eos=True, measure="sum")
     with RunDir.open(root) as run, ExitStack() as engines:
-        run.note(demo={"rounds": rounds, "prompts": prompts, "seed": seed, "shuffle_labels": shuffle_labels})
+        _claim(run, {"prompts": prompts, "seed": seed, "shuffle_labels": shuffle_labels})
         with seconds.of("start"):
             say("starting vLLM (its first start in a new environment takes a minute)")
             policy, judge = (engines.enter_context(open_engine(_engine(n))) for n in ("policy", "judge"))
@@ -91,13 +92,27 @@ def run_demo(
     return result
 
 
+def _claim(run: RunDir, chosen: dict[str, Any]) -> None:
+    """Raises InputError when the directory holds a demo of other settings (more rounds may be added)."""
+    known = run.manifest().get("demo", chosen)
+    if known != chosen:
+        differing = ", ".join(f"{k} {known.get(k)}, now {v}" for k, v in chosen.items() if known.get(k) != v)
+        raise InputError(
+            f"holds a demo of other settings ({differing})", where=str(run.path), hint="Choose another --out."
+        )
+    run.note(demo=chosen)
+
+
 def _engine(name: str) -> EngineConfig:
     return EngineConfig(model=str(MODELS / name), engine="vllm", context=CONTEXT)
 
 
 def _prompts(pool: Pool, count: int) -> list[Prompt]:
-    """Prompts alone: no stage sees an answer."""
-    texts = [task.prompt for task in draw(pool, count)]
+    """Prompts alone: no stage sees an answer. Raises InputError when the pool holds fewer."""
+    try:
+        texts = [task.prompt for task in draw(pool, count)]
+    except ValueError as error:
+        raise InputError(str(error), where="--rounds, --prompts", hint="Ask for fewer.") from None
     return [Prompt(id=digest("demo", text), messages=(Message("user", text),)) for text in texts]
 
 
