@@ -207,7 +207,8 @@ def _measures(judgment: Judgment) -> dict[str, float] | None:
     """A judgment's numbers; its score alone where the method measures nothing else."""
     if judgment.reason is not None or judgment.score is None:
         return None
-    return judgment.measures or {"score": judgment.score}
+    measures: dict[str, float] = judgment.measures or {"score": judgment.score}
+    return {name: int(value) if name == "tokens" else value for name, value in measures.items()}
 
 
 def _number(value: Any) -> float | None:

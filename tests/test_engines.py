@@ -460,6 +460,19 @@ def test_two_streams_of_one_vllm_engine_do_not_mix(engines: Engines) -> None:
     assert list(by_key["s77"].logprobs) == pytest.approx(alone, abs=1e-4)
 
 
+def test_seeded_requests_with_more_prompt_tokens_than_a_step_takes(engine: Engine) -> None:
+    """vLLM on a CPU cannot go on with a seeded request whose prompt was split over two steps."""
+    count = 60 if engine.name in ("vllm", "fake") else 4
+    long = list(itertools.islice(itertools.cycle(prompt(engine, "many words ")), 150))  # 60 × 150 tokens
+    requests = [
+        SampleRequest(key=str(i), prompt=[*long, 40 + i], sampling=Sampling(max_tokens=4), seed=i)
+        for i in range(count)
+    ]
+    found = keyed(engine.sample(requests))
+    assert len(found) == count
+    assert all(isinstance(reply, Sampled) for reply in found.values())
+
+
 def test_a_stream_that_is_left_takes_nothing_with_it(engine: Engine) -> None:
     left = engine.sample(ask(engine, i, seed=i) for i in range(50))
     kept = engine.score(

