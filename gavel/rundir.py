@@ -24,6 +24,7 @@ import msgspec
 
 from gavel.errors import InputError, RunDirError
 from gavel.records import R, Record, decode, encode
+from gavel.versions import versions
 
 FORMAT = 1
 _FLUSH_S = 0.5  # what power loss may take back; a killed process loses nothing that was written
@@ -197,7 +198,7 @@ class RunDir:
         try:
             manifest = run.manifest()
             if "format" not in manifest:
-                run._write_manifest({"format": FORMAT, **manifest})
+                run._write_manifest({"format": FORMAT, "versions": versions(), **manifest})
             yield run
         finally:
             run._drop_lock()

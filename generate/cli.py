@@ -83,4 +83,5 @@ def generate(**options: Any) -> None:
         with open_engine(engine_settings) as engine:
             summary = run_stage(run, engine, config, ids=ids, bad=bad, places=places)
         run.note(policy=engine_settings.model)
+    summary.pop("sampling")
     emit(summary | {"bad_rows": bad.count, "run": options["out"]}, options["as_json"], "sampled")

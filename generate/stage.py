@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from gavel.command import say
 from gavel.errors import CheckFailed, InputError, RowError
 from gavel.packed import pack_ids, pack_logprobs
@@ -214,6 +216,7 @@ def _summary(
         "weights": engine.weights,
         "n": config.n,
         "seed": config.seed,
+        "sampling": msgspec.to_builtins(config.sampling),
     }
 
 

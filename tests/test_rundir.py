@@ -19,6 +19,9 @@ from hypothesis import strategies as st
 from gavel.errors import InputError, RunDirError
 from gavel.records import Completion, encode
 from gavel.rundir import Index, JsonlWriter, RunDir, count_lines, read_records
+from gavel.versions import versions
+
+NEW = {"format": 1, "versions": versions()}  # the manifest of a new run
 
 APPENDS = """
 import sys
@@ -156,7 +159,7 @@ def test_a_second_process_is_refused_and_told_who(tmp_path: Path, holder: "subpr
     assert f"in use by process {holder.pid} on " in message
     assert f"(-c {tmp_path}/run)" in message  # its command, as far as it says what is going on
     assert "--out" in message
-    assert RunDir(tmp_path / "run").manifest() == {"format": 1}, "readers need no lock"
+    assert RunDir(tmp_path / "run").manifest() == NEW, "readers need no lock"
 
 
 def test_the_lock_ends_with_its_process(tmp_path: Path, holder: "subprocess.Popen[str]") -> None:
@@ -277,7 +280,7 @@ def test_a_full_disk(small_disk: Path) -> None:
         assert path.read_bytes().endswith(b"\n")
         with pytest.raises(InputError, match="no space left"):
             run.finish_stage("generate", {"much": "x" * 60_000})
-    assert RunDir(path.parent).manifest() == {"format": 1}, "the old manifest is whole"
+    assert RunDir(path.parent).manifest() == NEW, "the old manifest is whole"
     assert not list(path.parent.glob(".*.tmp"))
     subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
     with RunDir.open(path.parent) as run, JsonlWriter(path) as writer:
@@ -321,8 +324,8 @@ def test_the_manifest_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.Monk
         assert run.stage("judge/x") == {}
         run.reopen_stage("generate")
         run.reopen_stage("never")
-    assert json.loads(before) == {"format": 1, "stages": {"generate": {"n": 1, "text": "我"}}, "policy": "m"}
-    assert RunDir(tmp_path).manifest() == {"format": 1, "stages": {}, "policy": "m"}
+    assert json.loads(before) == NEW | {"stages": {"generate": {"n": 1, "text": "我"}}, "policy": "m"}
+    assert RunDir(tmp_path).manifest() == NEW | {"stages": {}, "policy": "m"}
 
 
 def test_a_run_can_be_moved(tmp_path: Path) -> None:
