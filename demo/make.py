@@ -1,6 +1,7 @@
 """Trains the demo's models from scratch: ``python -m demo.make --out demo/models``."""
 
 import argparse
+import copy
 import itertools
 import json
 import time
@@ -13,7 +14,19 @@ import torch
 from torch.nn import functional as F
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from demo.lessons import IGNORED, JUDGED_FAMILIES, batches, careless, encode, judging, lessons, plain
+from demo.lessons import (
+    IGNORED,
+    JUDGED_FAMILIES,
+    LIST_FAMILIES,
+    VerdictKind,
+    batches,
+    careless,
+    encode,
+    judging,
+    lessons,
+    plain,
+    verdict_batches,
+)
 from demo.tokenizer import CONTEXT, make_tokenizer
 
 CARELESS_SHARE = 0.47
@@ -62,6 +75,44 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+@dataclass(frozen=True)
+class VerdictRecipe:
+    """A later phase of a judge, in which it learns ratings and choices; ``seed`` sets weights and data.
+
+    A judge of another shape is remade with ``layers`` layers of ``hidden`` units. A step takes
+    ``questions`` rows of ratings on ``families``, as many of choices, and ``replays`` right answers. The
+    learning rate falls to nothing over the last 60 % of ``schedule_steps``; ``steps`` of them are made.
+    """
+
+    layers: int
+    hidden: int
+    steps: int
+    schedule_steps: int
+    seed: int
+    families: tuple[str, ...] = JUDGED_FAMILIES
+    questions: int = 12
+    replays: int = 32
+    learning_rate: float = 4e-3
+    warm_up_steps: int = 20
+
+
+VERDICT_RECIPES: dict[str, tuple[VerdictRecipe, ...]] = {
+    "judge": (
+        VerdictRecipe(layers=6, hidden=336, steps=900, schedule_steps=1400, seed=12),
+        VerdictRecipe(
+            layers=6,
+            hidden=336,
+            steps=650,
+            schedule_steps=650,
+            seed=13,
+            families=LIST_FAMILIES,
+            replays=40,
+            learning_rate=2.5e-3,
+        ),
+    ),
+}
+
+
 def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """A Llama with tied embeddings and two key-value heads of 32 in every layer."""
     torch.manual_seed(recipe.seed)
@@ -90,6 +141,16 @@ def optimizers(model: LlamaForCausalLM, learning_rate: float) -> list[torch.opti
         torch.optim.Muon(inside, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
+
+
+def apply(model: LlamaForCausalLM, steppers: list[torch.optim.Optimizer], learning_rate: float) -> None:
+    """One step down the gradients, which are clipped to norm 1 and then cleared."""
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for stepper in steppers:
+        for group in stepper.param_groups:
+            group["lr"] = learning_rate
+        stepper.step()
+        stepper.zero_grad()
 
 
 def lesson_loss(
@@ -132,16 +193,107 @@ def train(name: str, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Llam
         scale = min(1.0, (step + 1) / (0.05 * steps), (steps - step) / (0.6 * steps))
         loss = lesson_loss(model, tokens, labels, recipe.prompt_weight)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for stepper in steppers:
-            for group in stepper.param_groups:
-                group["lr"] = recipe.learning_rate * scale
-            stepper.step()
-            stepper.zero_grad()
+        apply(model, steppers, recipe.learning_rate * scale)
         running += loss.item()
         if (step + 1) % 100 == 0:
             print(
                 f"{name} step {step + 1} loss {running / 100:.3f} {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
+            running = 0.0
+    return model
+
+
+def remade(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: VerdictRecipe
+) -> LlamaForCausalLM:
+    """A copy: new layers on top, which change nothing yet, and the strongest hidden units of the old.
+
+    A unit's strength: its mean size over some right answers times the norm of what it writes.
+    """
+    strengths: list[torch.Tensor] = []
+
+    def note(down: torch.nn.Linear, inputs: tuple[torch.Tensor]) -> None:
+        strengths.append(inputs[0].abs().mean((0, 1)) * down.weight.norm(dim=0))
+
+    hooks = [layer.mlp.down_proj.register_forward_pre_hook(note) for layer in model.model.layers]
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers, config.intermediate_size = recipe.layers, recipe.hidden
+    new = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model(next(verdict_batches(tokenizer, "replay", 256, 0, JUDGED_FAMILIES))[0])
+        weights = new.state_dict()
+        for name, weight in model.state_dict().items():
+            if ".mlp." in name:
+                kept = strengths[int(name.split(".")[2])].topk(recipe.hidden).indices.sort().values
+                weight = weight[:, kept] if "down_proj" in name else weight[kept]
+            weights[name].copy_(weight)
+        for layer in new.model.layers[model.config.num_hidden_layers :]:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    for hook in hooks:
+        hook.remove()
+    return new
+
+
+def verdict_loss(
+    model: LlamaForCausalLM, probe: torch.nn.Linear, batch: tuple[torch.Tensor, ...]
+) -> torch.Tensor:
+    """Weighted cross-entropy over the weight of the verdicts, and whether the answer agrees so far.
+
+    ``probe`` must read the latter off the layer before the last, which leaves the last one to collect it.
+    """
+    tokens, positions, visible, targets, weights, agreeing = batch  # (B, T), visible (B, 1, T, T)
+    output = model.model(
+        tokens, attention_mask=visible, position_ids=positions, use_cache=False, output_hidden_states=True
+    )
+    counted = weights > 0
+    losses = F.cross_entropy(
+        model.lm_head(output.last_hidden_state[counted]), targets[counted], reduction="none"
+    )
+    loss = (losses * weights[counted]).sum() / weights[weights >= 1].sum()
+    judged = agreeing != IGNORED
+    if judged.any():
+        before = output.hidden_states[-2][judged]
+        agrees = probe(F.rms_norm(before, (before.shape[-1],)))
+        loss = loss + F.cross_entropy(agrees, agreeing[judged])
+    return loss
+
+
+def teach_verdicts(
+    name: str, model: LlamaForCausalLM, recipe: VerdictRecipe, tokenizer: PreTrainedTokenizerFast
+) -> LlamaForCausalLM:
+    """A phase of ratings and choices, with right answers in between so that those stay known."""
+    torch.manual_seed(recipe.seed)
+    if (model.config.num_hidden_layers, model.config.intermediate_size) != (recipe.layers, recipe.hidden):
+        model = remade(model, tokenizer, recipe)
+    model.train()
+    steppers = optimizers(model, recipe.learning_rate)
+    probe = torch.nn.Linear(model.config.hidden_size, 2)
+    steppers.append(
+        torch.optim.AdamW(probe.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    )
+    kinds: tuple[tuple[VerdictKind, int, tuple[str, ...]], ...] = (
+        ("rating", recipe.questions, recipe.families),
+        ("choice", recipe.questions, recipe.families),
+        ("replay", recipe.replays, JUDGED_FAMILIES),
+    )
+    sources = [
+        verdict_batches(tokenizer, kind, size, recipe.seed, families) for kind, size, families in kinds
+    ]
+    began = time.monotonic()
+    running = 0.0
+    for step in range(recipe.steps):
+        left = (recipe.schedule_steps - step) / (0.6 * recipe.schedule_steps)
+        scale = min(1.0, (step + 1) / recipe.warm_up_steps, left)
+        for source in sources:
+            loss = verdict_loss(model, probe, next(source))
+            loss.backward()
+            running += loss.item()
+        apply(model, steppers, recipe.learning_rate * scale)
+        if (step + 1) % 100 == 0:
+            print(
+                f"{name} verdicts, step {step + 1} loss {running / 100:.3f} {time.monotonic() - began:.0f} s",
                 flush=True,
             )
             running = 0.0
@@ -188,6 +340,10 @@ def main() -> None:
     for name in arguments.only or RECIPES:
         model = train(name, RECIPES[name], tokenizer)
         save(model, tokenizer, arguments.out / name)
+        for recipe in VERDICT_RECIPES.get(name, ()):  # from the weights as saved: each can be repeated alone
+            model = LlamaForCausalLM.from_pretrained(arguments.out / name, dtype=torch.float32)
+            model = teach_verdicts(name, model, recipe, tokenizer)
+            save(model, tokenizer, arguments.out / name)
         print(f"{name} saved, {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
 
 

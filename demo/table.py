@@ -59,7 +59,7 @@ def show(result: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     seconds = ", ".join(f"{stage} {spent:.0f}" for stage, spent in result["seconds"].items())
-    console.print(f"seconds: {seconds}", highlight=False)
+    console.print(f"seconds: {seconds}", highlight=False, soft_wrap=True)
     console.print(f"everything was written to {result['run']}", highlight=False, soft_wrap=True)
 
 

@@ -25,7 +25,11 @@ def engine_options(function: F) -> F:
             click.option("--tokenizer", help="Tokenizer, where it is not the model's own."),
             click.option("--adapter", help="Directory of a LoRA adapter."),
             click.option(
-                "--dtype", default="auto", show_default=True, help="auto, float32, bfloat16, float16."
+                "--dtype",
+                type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+                default="auto",
+                show_default=True,
+                help="Of the arithmetic; auto: the checkpoint's, on a CPU float32.",
             ),
             click.option("--max-model-len", type=click.IntRange(min=2), help="Longest sequence in tokens."),
             click.option(

@@ -316,6 +316,11 @@ class RunDir:
             self._lock = None
 
 
+def is_run(path: str | Path) -> bool:
+    """Whether a path is a run directory, also one whose manifest was lost."""
+    return any((Path(path) / name).exists() for name in ("manifest.json", "completions.jsonl"))
+
+
 class Index:
     """Where each prompt's records lie in a file: 24 bytes a record, records read on demand.
 

@@ -71,6 +71,8 @@ class HfTokenizer:
         """
         from transformers import AutoTokenizer
 
+        if path.startswith(("/", ".", "~")) and not Path(path).exists():  # no hub id either
+            raise InputError("there is no such model directory", where=path)
         if Path(path).is_dir() and not any(any(Path(path).glob(name)) for name in _FILES):
             raise InputError(
                 "model directory has no tokenizer",

@@ -61,6 +61,10 @@ def generate(**options: Any) -> None:
     tags = options["think_tags"].split(",")
     if len(tags) != 2 or not all(tags):
         raise InputError("needs two tags with a comma between them", where="--think-tags")
+    if not all(options["stop"]):
+        raise InputError("an empty stop string would end every answer at once", where="--stop")
+    if options["min_tokens"] > options["max_tokens"]:
+        raise InputError(f"is above --max-tokens {options['max_tokens']}", where="--min-tokens")
     mode = options["logprobs_mode"]
     config = GenerateConfig(
         n=options["n"],

@@ -33,7 +33,7 @@ def score(
     from judge.score import check_destination, check_source
     from judge.score import score as run_stage
 
-    path = check_destination(out)
+    path = check_destination(out, source)
     mapping, bad = options.pop("mapping"), BadRows(options.pop("max_bad_rows"))
     method = method_from(options)
     settings = engine_config(model, options)

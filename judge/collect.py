@@ -68,7 +68,8 @@ def collect(
     def settle(entry: _Open, verdict: Verdict) -> None:
         for key, item in [(entry.key, entry.item), *entry.twins]:
             usage = dict(entry.usage) if key == entry.key else {}
-            record(_judgment(key, item, verdict, method, engine, usage))
+            name = key if entry.refused is None else _refusal(key, engine)
+            record(_judgment(name, item, verdict, method, engine, usage))
             counts["judged"] += 1
             counts["unusable"] += verdict.reason is not None
             progress(1)
@@ -81,7 +82,7 @@ def collect(
 
     def requests() -> Iterator[Any]:
         for prompt, completions in groups:
-            for entry in _entries(prompt, completions, method, basis, done, counts, progress):
+            for entry in _entries(prompt, completions, method, engine, basis, done, counts, progress):
                 try:
                     asked = method.render(entry.item, tokenizer)
                 except RowError as error:
@@ -151,6 +152,7 @@ def _entries(
     prompt: Prompt,
     completions: list[Completion],
     method: Method,
+    engine: Engine,
     basis: str,
     done: Mapping[str, str | None],
     counts: Counter[str],
@@ -163,15 +165,21 @@ def _entries(
         texts = tuple(c.text for c in item.completions)
         ids = [c.id for c in item.completions]
         key = digest("judgment", basis, method.template(item.aspect), item.aspect, content, texts, ids)
-        if key in done:
+        if (known := key if key in done else _refusal(key, engine)) in done:
             counts["reused"] += 1
-            counts["unusable"] += done[key] is not None
+            counts["unusable"] += done[known] is not None
             progress(1)
         elif (same := entries.get((item.aspect, texts))) is not None:
             same.twins.append((key, item))
         else:
             entries[item.aspect, texts] = _Open(item, key, [], [])
     return list(entries.values())
+
+
+def _refusal(key: str, engine: Engine) -> str:
+    """The id of a judgment that the engine refused: most often the text was too long for its context, so
+    another context asks again."""
+    return digest("refused", key, engine.context)
 
 
 def _verdict(method: Method, entry: _Open) -> Verdict:

@@ -50,9 +50,11 @@ class Correlations:
         return found
 
 
-def check_destination(out: str) -> Path:
-    """Raises InputError for a file that cannot be written."""
+def check_destination(out: str, source: str) -> Path:
+    """Raises InputError for a file that cannot be written, or that is the source."""
     path = Path(out)
+    if path.exists() and Path(source).exists() and path.samefile(source):
+        raise InputError("is the source itself, which would be replaced", where=f"--out {out}")
     if not path.name.endswith(ENDINGS):
         raise InputError(f"must end in {', '.join(ENDINGS)}", where=f"--out {out}")
     if not path.parent.is_dir():
@@ -246,7 +248,7 @@ def _write(out: Path, rows: Iterator[dict[str, Any]]) -> tuple[int, int]:
 
     try:
         if out.suffix == ".parquet":
-            _write_parquet(temporary, list(counted()))
+            _write_parquet(temporary, list(counted()), out)
         else:
             opener = gzip.open if out.suffix == ".gz" else open
             with opener(temporary, "wt", encoding="utf-8") as file:
@@ -260,7 +262,7 @@ def _write(out: Path, rows: Iterator[dict[str, Any]]) -> tuple[int, int]:
     return written, scored
 
 
-def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write_parquet(path: Path, rows: list[dict[str, Any]], out: Path) -> None:
     """Raises InputError for columns that hold several types, which Parquet has no place for."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -272,6 +274,6 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise InputError(
             f"the rows do not fit a Parquet table: {error}",
-            where=f"--out {path.name}",
-            hint="Write them as .jsonl instead; the scores are kept, nothing is asked again.",
+            where=f"--out {out}",
+            hint="Write them as .jsonl instead.",
         ) from None

@@ -110,7 +110,7 @@ def test_every_command_has_a_help_line_and_options_that_are_read() -> None:
         (["generate", *TO, "--engine-arg", "x"], "--engine-arg: 'x' is not KEY"),
         (["generate", *TO, "--max-bad-rows", "-1"], "--max-bad-rows"),
         (["generate", *TO, "--config", "none.toml"], "none.toml: cannot be read"),
-        (["judge", "nowhere", *FAKE_JUDGE], "--out RUN is needed"),
+        (["judge", "nowhere", *FAKE_JUDGE], "no such run directory or file"),
         (["judge", "."], "Missing option '--judge'"),
         (["pairs", "nowhere"], "nowhere"),
         (["train"], "Usage:"),

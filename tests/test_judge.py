@@ -216,6 +216,21 @@ def test_what_cannot_be_judged_is_kept_counted_and_never_a_pair(tmp_path: Path) 
     assert [{p.chosen_id, p.rejected_id} for p in pairs] == [{"one-c0", "one-c3"}]
 
 
+def test_what_was_too_long_is_asked_again_in_a_longer_context(tmp_path: Path) -> None:
+    path = build(tmp_path / "run", {"one": ["good", "x" * 5000]})
+    assert judged(path, Counting(context=1000))["unusable"] == 1
+    again = judged(path, Counting(context=8000))
+    assert (again["reused"], again["judged"], again["unusable"]) == (1, 1, 0)
+
+
+def test_a_run_without_its_manifest_is_judged_in_place(gavel: Gavel, tmp_path: Path) -> None:
+    path = build(tmp_path / "run", {"one": ["a", "b"]})
+    (path / "manifest.json").unlink()
+    assert gavel("judge", path, "--judge", "fake", "--engine", "fake").code == 0
+    missing = gavel("judge", tmp_path / "nothing", "--judge", "fake", "--engine", "fake")
+    assert (missing.code, "no such run" in missing.err) == (2, True)
+
+
 def test_when_nothing_can_be_used_the_work_failed(gavel: Gavel, tmp_path: Path) -> None:
     path = build(tmp_path / "run", {"one": ["", ""]})
     for _ in range(2):  # the second time nothing is asked, and it is still no success

@@ -296,7 +296,9 @@ def test_checks_for_the_library(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="gold"):
         check_source(str(source), {}, BadRows(), ["gold"])
     check_source(str(source), {}, BadRows())
-    assert check_destination(str(tmp_path / "out.parquet")) == tmp_path / "out.parquet"
+    assert check_destination(str(tmp_path / "out.parquet"), "in.jsonl") == tmp_path / "out.parquet"
+    with pytest.raises(InputError, match="source itself"):
+        check_destination(str(source), str(source))
 
 
 @pytest.mark.engine

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +26,9 @@ from gavel.protocols import (
     Scored,
     ScoreRequest,
 )
-from gavel.records import Message, Sampling
+from gavel.records import Message, Prompt, Sampling
+from gavel.rundir import JsonlWriter, RunDir
+from generate.stage import GenerateConfig, generate
 
 KEY = "sk-very-secret-0123456789"
 
@@ -487,11 +490,24 @@ def test_it_opens_by_configuration(server: LocalServer) -> None:
         assert Capability.TOKENS not in engine.capabilities
     bad: list[tuple[EngineConfig, str]] = [
         (EngineConfig(model=MODEL, base_url=server.url, engine_args={"max_try": 2}), "max_try"),
+        (EngineConfig(model=MODEL, base_url=server.url, engine_args={"timeout_s": "soon"}), "timeout_s=soon"),
         (EngineConfig(model=MODEL, base_url=server.url, adapter="lora"), "--adapter"),
     ]
     for broken, says in bad:
         with pytest.raises(GavelError, match=says), open_engine(broken):
             pass
+
+
+def test_a_run_is_sampled_from_a_server(server: LocalServer, tmp_path: Path) -> None:
+    """Without a tokenizer the server renders, so the template's arguments are part of the address."""
+    with RunDir.open(tmp_path / "run") as run, JsonlWriter(run.prompts_path) as prompts:
+        prompts.append(Prompt(id="one", messages=(Message("user", "hello"),)))
+        found = []
+        for arguments in ({}, {}, {"enable_thinking": False}):
+            config = EngineConfig(model=MODEL, base_url=server.url, template_args=arguments)
+            with open_engine(config) as engine:
+                found.append(generate(run, engine, GenerateConfig(n=2))["sampled"])
+        assert found == [2, 0, 2]
 
 
 def wait_until(true: Callable[[], bool], within_s: float = 2.0) -> None:

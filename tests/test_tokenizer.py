@@ -384,5 +384,5 @@ def test_no_tokenizer(files: dict[str, str], message: str, tmp_path: Path) -> No
 
 def test_no_such_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(InputError, match="cannot be loaded"):
+    with pytest.raises(InputError, match="no such model directory"):
         HfTokenizer.load(str(tmp_path / "nowhere"))

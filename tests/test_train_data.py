@@ -16,11 +16,11 @@ from gavel.errors import InputError, RunDirError
 from gavel.packed import pack_ids
 from gavel.records import Completion, Message, PreferencePair, Prompt, digest, prompt_id
 from gavel.rows import BadRows
-from gavel.rundir import JsonlWriter, RunDir
+from gavel.rundir import JsonlWriter, RunDir, is_run
 from gavel.sources import read_preferences as read_source
 from train.cli import train
 from train.config import DpoConfig
-from train.data import Encoder, data_version, is_run, read_preferences, read_run, run_beside
+from train.data import Encoder, data_version, read_preferences, read_run, run_beside
 from train.output import Output
 
 EOS = 1

@@ -121,16 +121,16 @@ def dpo(**options: Any) -> None:
 
 def _rows(options: dict[str, Any], encoder: Any, bad: Any) -> Any:
     """The pairs of a run directory or of a preference file."""
-    from gavel.rundir import RunDir
+    from gavel.rundir import RunDir, is_run
     from gavel.sources import read_preferences
     from train import data
 
     source, given = options["data"], options["run"]
-    if data.is_run(source):
+    if is_run(source):
         return data.read_run(RunDir(source), encoder, bad, options["pairs"])
     if options["pairs"]:
         raise InputError("chooses among the pairs of a run directory, and --data is none", where="--pairs")
-    if given and not data.is_run(given):
+    if given and not is_run(given):
         raise InputError("is not a run directory", where=f"--run {given}")
     run = RunDir(given) if given else data.run_beside(source)
     return data.read_preferences(read_preferences(source, options["mapping"], bad), encoder, bad, run)

@@ -98,11 +98,6 @@ def data_version(rows: Iterable[PairRow]) -> str:
     return state.hexdigest()
 
 
-def is_run(path: str) -> bool:
-    """Whether `path` is a run directory rather than a preference file or data set."""
-    return any((Path(path) / name).exists() for name in ("completions.jsonl", "manifest.json", "pairs"))
-
-
 def read_run(run: RunDir, encoder: Encoder, bad: BadRows, pairs: str | None = None) -> list[PairRow]:
     """The pairs of a run directory, joined with its completions and prompts.
 
@@ -111,7 +106,9 @@ def read_run(run: RunDir, encoder: Encoder, bad: BadRows, pairs: str | None = No
 
     Raises:
         InputError: no such pairs, or the tokenizer renders a prompt otherwise than the sampler did.
+        RunDirError: a run directory of a newer version.
     """
+    run.manifest()  # refuses a newer version
     name = _pair_set(run, pairs)
     path = run.pairs_path(name)
     found = [(f"{path}:{n}", decode(line, PreferencePair, f"{path}:{n}")) for n, _, line in read_lines(path)]
@@ -141,6 +138,7 @@ def read_preferences(
     given = list(source)
     answers: dict[str, _Answer] = {}
     if run is not None:
+        run.manifest()  # refuses a newer version
         answers = _answers(run, {i for r in given for i in (r.chosen_id, r.rejected_id) if i}, encoder)
     rows = []
     for row in given:

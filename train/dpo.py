@@ -155,6 +155,7 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
         loaded = models.load(
             config.model, torch.bfloat16 if frozen_base else torch.float32, config.trust_remote_code
         )
+        models.check_targets(loaded.model, config.lora_targets)
 
         # 2. where to go on from
         checkpoint = output.newest_checkpoint()

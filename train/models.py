@@ -97,6 +97,18 @@ def save_companions(source: str, tokenizer: Any, folder: Path) -> None:
                 shutil.copyfile(file, folder / file.name)
 
 
+def check_targets(model: Any, targets: Sequence[str]) -> None:
+    """Raises InputError for a target that is the end of no module's name."""
+    names = [name for name, _ in model.named_modules()]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            linear = {
+                n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)
+            }
+            raise InputError(f"the model has no module {target!r}", where="--lora-target",
+                             hint=f"Its linear layers: {', '.join(sorted(linear))}.")  # fmt: skip
+
+
 def lora(rank: int, alpha: float | None, targets: Sequence[str]) -> Any:
     """The peft configuration of an adapter; alpha is 2 · rank where it is None."""
     import peft

@@ -16,6 +16,7 @@ from gavel.engines import EngineConfig
 from gavel.errors import InputError
 from gavel.protocols import (
     Capability,
+    Engine,
     Refused,
     Rewarded,
     RewardRequest,
@@ -31,7 +32,7 @@ _ROLES = {"user": USER, "assistant": ASSISTANT, "system": SYSTEM}
 _WORDS = "yes no one two three red blue the a of to is not very good bad 很 好 answer".split()
 
 
-def open(config: EngineConfig) -> FakeEngine:
+def open(config: EngineConfig) -> Engine:
     """Opens any name as a model. engine_args: `fail_every` refuses every n-th key (by hash).
 
     Raises InputError for another engine_arg.

@@ -24,6 +24,7 @@ from gavel.engines.transport import Ask, Transport
 from gavel.errors import CapabilityError, EngineError, InputError
 from gavel.protocols import (
     Capability,
+    Engine,
     Refused,
     Rewarded,
     RewardRequest,
@@ -33,7 +34,7 @@ from gavel.protocols import (
     ScoreRequest,
     Tokenizer,
 )
-from gavel.records import Message, Sampling
+from gavel.records import Message, Sampling, digest
 
 Q = TypeVar("Q", SampleRequest, ScoreRequest, RewardRequest)
 A = TypeVar("A")
@@ -41,8 +42,12 @@ A = TypeVar("A")
 #: `context` where neither the server nor the caller says one: nothing is too long, as far as we know
 UNKNOWN_CONTEXT = 1 << 30
 
+#: engine_args → the type of their values
+_ARGUMENTS: dict[str, type] = {"api_key_env": str, "in_flight": int, "timeout_s": float, "max_tries": int,
+                               "backoff_s": float}  # fmt: skip
 
-def open(config: EngineConfig) -> ServerEngine:
+
+def open(config: EngineConfig) -> Engine:
     """The engine for `--base-url`; engine_args are ServerEngine's further arguments.
 
     Raises: as ServerEngine does, and InputError for an option that a server does not take.
@@ -53,13 +58,14 @@ def open(config: EngineConfig) -> ServerEngine:
             where="--adapter",
             hint="Give the name under which the server serves the adapter as the model.",
         )
-    known = {"api_key_env", "in_flight", "timeout_s", "max_tries", "backoff_s"}
-    if unknown := set(config.engine_args) - known:
+    if unknown := set(config.engine_args) - _ARGUMENTS.keys():
         raise InputError(
             f"unknown {', '.join(sorted(unknown))}",
             where="--engine-arg",
-            hint=f"The server engine knows {', '.join(sorted(known))}.",
+            hint=f"The server engine knows {', '.join(sorted(_ARGUMENTS))}.",
         )
+    for name, value in config.engine_args.items():
+        _check_argument(name, value)
     tokenizer: Tokenizer | None = None
     if config.tokenizer is not None:
         from gavel.tokenizer import HfTokenizer  # imports transformers, which a chat need not wait for
@@ -103,6 +109,7 @@ class ServerEngine:
     """
 
     name = "server"
+    dtype = ""  # no server tells
 
     def __init__(
         self,
@@ -138,6 +145,8 @@ class ServerEngine:
             card, parent = self._find_model()
             self._vllm = card.owned_by == "vllm" or card.max_model_len is not None
             self.weights = _version(card, parent, self._vllm)
+            if tokenizer is None and self._template_args:  # the server renders with them, unseen
+                self.weights += f":template:{digest(self._template_args)}"
             told = card.max_model_len or (parent.max_model_len if parent else None)
             self.context = context or told or UNKNOWN_CONTEXT
             self.capabilities = self._find_capabilities()
@@ -310,6 +319,15 @@ class ServerEngine:
             where=f"model {self.model} at {self._url}",
             hint=hint,
         )
+
+
+def _check_argument(name: str, value: Any) -> None:
+    """Raises InputError for an engine_arg of a wrong type, or a number below 0."""
+    kind = _ARGUMENTS[name]
+    fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
+    if isinstance(value, bool) or not fits or (kind is not str and value < 0):
+        wanted = {str: "a string", int: "a whole number", float: "a number of seconds"}[kind]
+        raise InputError(f"{name}={value} is not {wanted}", where="--engine-arg")
 
 
 def _checked(base_url: str) -> str:

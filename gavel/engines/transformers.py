@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from gavel.engines import EngineConfig
 from gavel.errors import CapabilityError, EngineError, InputError
 from gavel.protocols import (
     Capability,
+    Engine,
     Refused,
     Rewarded,
     RewardRequest,
@@ -24,7 +26,7 @@ from gavel.weights import weights_version
 BATCH = 16
 
 
-def open(config: EngineConfig) -> TransformersEngine:
+def open(config: EngineConfig) -> Engine:
     """Loads the model. Raises InputError for one that cannot be loaded."""
     return TransformersEngine(config)
 
@@ -148,6 +150,8 @@ class TransformersEngine:
         if config.adapter is not None:
             from peft import PeftModel
 
+            if not Path(config.adapter).is_dir():
+                raise InputError("there is no such directory", where=f"--adapter {config.adapter}")
             try:
                 model = PeftModel.from_pretrained(model, config.adapter)
             except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:

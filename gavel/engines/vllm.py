@@ -15,6 +15,7 @@ from gavel.engines import EngineConfig
 from gavel.errors import CapabilityError, EngineError, GavelError, InputError
 from gavel.protocols import (
     Capability,
+    Engine,
     Refused,
     Rewarded,
     RewardRequest,
@@ -35,7 +36,7 @@ _SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_a
 _LOGPROBS_MODE = {"raw": "raw_logprobs", "processed": "processed_logprobs"}
 
 
-def open(config: EngineConfig) -> VllmEngine:
+def open(config: EngineConfig) -> Engine:
     """Starts vLLM. Raises InputError for a model that it cannot load, EngineError when it fails."""
     return VllmEngine(config)
 
@@ -399,6 +400,7 @@ def _lora_request(config: EngineConfig) -> Any:
 
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if "validation error" not in line] or lines  # pydantic's heading
     return next(
         (line for line in lines if "rror" in line or "Invalid" in line), lines[0] if lines else repr(error)
     )
