@@ -177,6 +177,11 @@ def prompt_id(messages: tuple[Message, ...], references: tuple[str, ...] = ()) -
     return digest("prompt", messages, references)
 
 
+def content_of(prompt: Prompt) -> str:
+    """A hash of what a prompt says, whatever its id."""
+    return digest(prompt.messages, prompt.references)
+
+
 R = TypeVar("R", bound=Record)
 
 _encoder = msgspec.json.Encoder()

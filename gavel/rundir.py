@@ -224,13 +224,22 @@ class RunDir:
 
     def judging_passes(self) -> list[str]:
         """Names of the judging passes, oldest first."""
-        found = (self.path / "judgments").glob("*/judgments.jsonl")
-        return [p.parent.name for p in sorted(found, key=lambda p: p.stat().st_mtime)]
+        return self._in_order("judge", (self.path / "judgments").glob("*/judgments.jsonl"))
 
     def pair_sets(self) -> list[str]:
         """Names of the sets of pairs, oldest first."""
-        found = (self.path / "pairs").glob("*/pairs.jsonl")
-        return [p.parent.name for p in sorted(found, key=lambda p: p.stat().st_mtime)]
+        return self._in_order("pairs", (self.path / "pairs").glob("*/pairs.jsonl"))
+
+    def _in_order(self, stage: str, files: Iterable[Path]) -> list[str]:
+        """In the order in which the stages were finished, then unfinished ones by time: the manifest's
+        order survives copying, the files' times do not."""
+        finished = list(self.manifest().get("stages", {}))
+        order = {name: number for number, name in enumerate(finished)}
+
+        def key(file: Path) -> tuple[int, float]:
+            return order.get(f"{stage}/{file.parent.name}", len(order)), file.stat().st_mtime
+
+        return [file.parent.name for file in sorted(files, key=key)]
 
     def ids(self, path: Path) -> set[str]:
         """The ids recorded in a file: the resume index, about 130 bytes a record."""
@@ -269,7 +278,9 @@ class RunDir:
     def finish_stage(self, name: str, summary: dict[str, Any]) -> None:
         """Records that a stage is complete; its last write."""
         manifest = self.manifest()
-        manifest.setdefault("stages", {})[name] = summary
+        stages = manifest.setdefault("stages", {})
+        stages.pop(name, None)  # the newest comes last
+        stages[name] = summary
         self._write_manifest(manifest)
 
     def reopen_stage(self, name: str) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from gavel.errors import InputError
 from gavel.records import digest
@@ -56,7 +57,15 @@ def _directory_version(path: Path) -> str:
         hashes.append((file.name, content))
     if fresh:
         _write_cache(fresh)
-    return digest("weights", hashes)
+    return digest("weights", hashes, _ends(path))
+
+
+def _ends(path: Path) -> Any:
+    """The ids that end an answer, which engines read beside the weights."""
+    try:
+        return json.loads((path / "generation_config.json").read_bytes()).get("eos_token_id")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _file_hash(path: Path) -> str:

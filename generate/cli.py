@@ -83,7 +83,8 @@ def generate(**options: Any) -> None:
         places: dict[str, str] = {}
         ids = take_in(run, lambda b: read_prompts(options["source"], options["mapping"], b, places), bad)
         if bad.repeated:
-            say(f"{bad.repeated:,} prompts stand in {options['source']} more than once; each is sampled once")
+            plural = "prompt; it" if bad.repeated == 1 else "prompts; each"
+            say(f"{options['source']} repeats {bad.repeated:,} {plural} is sampled once")
         with open_engine(engine_settings) as engine:
             summary = run_stage(run, engine, config, ids=ids, bad=bad, places=places)
         run.note(policy=engine_settings.model)

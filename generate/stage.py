@@ -18,7 +18,7 @@ from gavel.errors import CheckFailed, InputError, RowError
 from gavel.packed import pack_ids, pack_logprobs
 from gavel.progress import Progress
 from gavel.protocols import Capability, Engine, Refused, Sampled, SampleRequest, require
-from gavel.records import Completion, Prompt, Sampling, digest, seed_for
+from gavel.records import Completion, Prompt, Sampling, content_of, digest, seed_for
 from gavel.rundir import JsonlWriter, RunDir, read_records
 from gavel.sources import BadRows
 from generate.thinking import DEFAULT, Tags, split_thinking
@@ -57,11 +57,11 @@ def take_in(run: RunDir, read: Callable[[BadRows], Iterable[Prompt]], bad: BadRo
     Raises InputError when the run holds another prompt under the same given id, or too many rows
     cannot be used.
     """
-    known = {p.id: _content(p) for p in read_records(run.prompts_path, Prompt)}
+    known = {p.id: content_of(p) for p in read_records(run.prompts_path, Prompt)}
     ids = []
     for prompt in read(bad):
         ids.append(prompt.id)
-        if known.get(prompt.id, content := _content(prompt)) != content:
+        if known.get(prompt.id, content := content_of(prompt)) != content:
             raise InputError(
                 f"the run already holds another prompt with the id {prompt.id!r}",
                 where=str(run.prompts_path),
@@ -153,7 +153,7 @@ def _requests(prompt: Prompt, engine: Engine, config: GenerateConfig) -> list[tu
     if Capability.TOKENS in engine.capabilities:
         rendered: Any = engine.tokenizer.chat_ids(prompt.messages)
         if len(rendered) >= engine.context:
-            raise RowError(f"the prompt has {len(rendered):,} tokens, the context is {engine.context:,}")
+            raise RowError(f"longer than the context: {len(rendered):,} tokens, {engine.context:,} allowed")
         prompt_hash = digest("prompt_ids", rendered)
         opened = engine.tokenizer.decode(rendered[-8:]).rstrip().endswith(config.tags.open)
         tokenizer = engine.tokenizer.version
@@ -223,7 +223,3 @@ def _summary(
 def _report(prompt_id: str, reason: str, so_far: int) -> None:
     if so_far <= 20:
         say(f"prompt {prompt_id}: {reason}")
-
-
-def _content(prompt: Prompt) -> str:
-    return digest(prompt.messages, prompt.references)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from gavel.command import command, emit, say, warn
-from gavel.errors import CheckFailed, InputError
+from gavel.errors import InputError
 
 # names only, so that --help imports nothing: tests hold them equal to judge.select and judge.export_rows
 STRATEGIES = ("best-worst", "best-random", "all", "top-bottom")
@@ -99,9 +99,6 @@ def pairs(
             warn(f"replaced the pairs {name!r}, which were made with other settings; --name keeps both")
         for warning in summary["warnings"]:
             warn(warning)
-        if not summary["pairs"]:
-            what = "no pair came out: " + _reasons(summary["dropped"])
-            raise CheckFailed(what, where=run, hint="Judge more completions a prompt, or loosen the filters.")
         exported = export_pairs(opened, name, target, format, private=private) if target else None
         path = str(opened.pairs_path(name))
 
@@ -120,19 +117,17 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
 
 
-def _reasons(dropped: dict[str, int]) -> str:
-    return ", ".join(f"{why.replace('_', ' ')} {n:,}" for why, n in dropped.items() if n) or "none"
-
-
 def _short(result: dict[str, Any]) -> dict[str, Any]:
     """The part of a summary that a person reads on a screen."""
+    from judge.pairs import reasons
+
     scores, chars, exported = result["scores"], result["mean_chars"], result["export"]
     shown = {
         "pairs": result["pairs"],
         "prompts": result["prompts"],
         "without a pair": result["prompts_without_pair"],
         "completions": result["completions"],
-        "dropped": _reasons(result["dropped"]),
+        "dropped": reasons(result["dropped"]) or "none",
         "judging pass": result["judgments"],
         "aspects": result["settings"]["aspects"],
         "scores": {name: scores[name] for name in ("mean", "sd", "q05", "median", "q95")},

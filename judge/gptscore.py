@@ -18,7 +18,7 @@ from typing import Any
 
 from gavel.errors import InputError, RowError
 from gavel.protocols import Capability, ScoreRequest, Tokenizer
-from gavel.records import Completion, Prompt, digest
+from gavel.records import Completion, Message, Prompt, digest
 from gavel.templates import Template, as_text, guard, load, tables
 from judge.method import Call, Item, Reply, Request, Verdict
 
@@ -75,6 +75,20 @@ class GptScore:
                 raise InputError(
                     f"unknown aspect {aspect!r}", where="--aspect", hint=f"Known: {', '.join(self._aspects)}."
                 )
+
+        self._try_templates()
+
+    def _try_templates(self) -> None:
+        """Renders everything once, so that a fault in a template or demonstration is known before an
+        engine starts. Raises InputError."""
+        completion = Completion(id="", prompt_id="", index=0, text="text")
+        prompt = Prompt(id="", messages=(Message("user", "text"),), references=("text",))
+        for aspect in self.aspects:
+            variables = self._variables(Item(prompt, (completion,), aspect), "text")
+            for template in self._templates.values():
+                template.render(**variables)
+                for part in template.texts:
+                    template.text(part, **variables)
 
     @property
     def fingerprint(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from gavel.errors import InputError, RunDirError
+from gavel.errors import CheckFailed, InputError, RunDirError
 from gavel.records import Completion, Judgment, PreferencePair, Prompt, digest
 from gavel.rundir import Index, JsonlWriter, RunDir, read_lines, read_records
 from judge.pair_statistics import Tally, warnings_of
@@ -64,6 +64,7 @@ def make_pairs(run: RunDir, config: PairConfig) -> dict[str, Any]:
         run: an open run directory with completions and judgments.
 
     Raises:
+        CheckFailed: no pair came out; an earlier set of the same name stays as it is.
         RunDirError: nothing to make pairs of yet; the command to run first is named.
         InputError: a judging pass or an aspect that does not exist; the known ones are named.
     """
@@ -89,6 +90,12 @@ def make_pairs(run: RunDir, config: PairConfig) -> dict[str, Any]:
                 swapped = config.shuffle_labels and is_swapped(config.seed, prompt.id, pair)
                 tally.add_pair(pair, swapped)
                 writer.append(as_record(prompt.id, pair, swapped))
+        if not tally.pairs:  # the file that is there stays
+            raise CheckFailed(
+                "no pair came out: " + (reasons(dropped) or "nothing to pair"),
+                where=str(run.path),
+                hint="Judge more completions a prompt, or loosen the filters.",
+            )
 
     summary: dict[str, Any] = {
         "name": name,
@@ -109,6 +116,11 @@ def make_pairs(run: RunDir, config: PairConfig) -> dict[str, Any]:
     summary["warnings"] = warnings_of(summary)
     run.finish_stage(stage, summary)
     return summary
+
+
+def reasons(dropped: Mapping[str, int]) -> str:
+    """Why what was dropped was dropped, in words."""
+    return ", ".join(f"{why.replace('_', ' ')} {n:,}" for why, n in dropped.items() if n)
 
 
 def check_run(path: str | Path) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gavel.errors import InputError, RowError
+from gavel.errors import CheckFailed, InputError, RowError
 from gavel.progress import Progress
 from gavel.protocols import Engine
 from gavel.records import Completion, Judgment, Prompt, digest
@@ -78,6 +78,12 @@ def check_source(
     """
     missing = set(correlate)
     for row in read_outputs(source, mapping, bad):
+        if "scores" in row.row.data:
+            raise InputError(
+                "has a column 'scores' of its own, which would be lost",
+                where=row.row.where,
+                hint="Rename it in the source.",
+            )
         missing = {column for column in missing if _number(row.row.data.get(column)) is None}
     bad.check()
     if missing:
@@ -104,6 +110,7 @@ def score(
 
     Raises:
         CapabilityError: the engine cannot do what the method needs.
+        CheckFailed: not one row could be scored.
     """
     started = time.monotonic()
     with RunDir.open(out.with_name(f".{out.name}.gavel")) as journal:
@@ -128,6 +135,10 @@ def score(
             index.close()
         if not counts["failed"]:
             shutil.rmtree(journal.path)
+    if not scored:
+        raise CheckFailed(
+            "not one row could be scored", where=str(out), hint="Their reasons stand in the file."
+        )
     seconds = time.monotonic() - started
     return {
         "rows": written,
@@ -202,7 +213,8 @@ def _scored_row(
                         human.add(f"{aspect} {measure} ~ {column}", score, value)
     shaped = _shape(found.prompt, found.completions, scores)
     done = dict(row.data) | {"scores": shaped if any(scores) else None}
-    return done | ({"reason": "; ".join(dict.fromkeys(reasons))} if reasons else {})
+    named = "reason" if "reason" not in row.data else "scores_reason"  # the source's own column stays
+    return done | ({named: "; ".join(dict.fromkeys(reasons))} if reasons else {})
 
 
 def _measures(judgment: Judgment) -> dict[str, float] | None:

@@ -12,7 +12,7 @@ from typing import Any
 from gavel.errors import CheckFailed, InputError, RunDirError
 from gavel.progress import Progress
 from gavel.protocols import Engine
-from gavel.records import Completion, Prompt, digest
+from gavel.records import Completion, Prompt, content_of
 from gavel.rundir import Index, JsonlWriter, RunDir, count_lines, read_records
 from gavel.sources import BadRows, OutputRow
 from judge.collect import collect, identity, recorded
@@ -89,11 +89,11 @@ def take_in_outputs(run: RunDir, read: Callable[[BadRows], Iterable[OutputRow]],
     Raises InputError when the run holds another prompt under the same given id, or too many rows
     cannot be used.
     """
-    known = {p.id: _content(p) for p in read_records(run.prompts_path, Prompt)}
+    known = {p.id: content_of(p) for p in read_records(run.prompts_path, Prompt)}
     count = 0
     for row in read(bad):
         count += len(row.completions)
-        if known.get(row.prompt.id, content := _content(row.prompt)) != content:
+        if known.get(row.prompt.id, content := content_of(row.prompt)) != content:
             raise InputError(
                 f"the run already holds another prompt with the id {row.prompt.id!r}",
                 where=str(run.prompts_path),
@@ -134,10 +134,6 @@ def _claim_pass(run: RunDir, judging: str, method: Method, engine: Engine) -> No
     entry = {"judge": engine.model, **now, "templates": templates | asks}
     if entry != before:
         run.note(passes=passes | {judging: entry})
-
-
-def _content(prompt: Prompt) -> str:
-    return digest(prompt.messages, prompt.references)
 
 
 def pass_name(method: str, model: str) -> str:

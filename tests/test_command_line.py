@@ -222,7 +222,7 @@ def test_main_path_from_a_folder_with_modules_of_these_names(prompts: Path, tmp_
         assert isinstance(json.loads(done.stdout, parse_constant=pytest.fail), dict)
         told += done.stderr
     assert "wrong module" not in told
-    assert all(part in told for part in (f"{prompts}:6", f"{prompts}:7", "more than once"))
+    assert all(part in told for part in (f"{prompts}:6", f"{prompts}:7", "repeats 1 prompt;"))
     assert len((here / "pairs.jsonl").read_text().splitlines()) > 0
     assert len((here / "scores.jsonl").read_text().splitlines()) == 3
     for command_ in (["train", "dpo", "--help"], ["demo", "--help"]):

@@ -19,6 +19,7 @@ import msgspec
 import pytest
 from conftest import Engines, Ran, Tiny
 
+from gavel.engines import EngineConfig
 from gavel.engines.fake import ByteTokenizer, FakeEngine
 from gavel.packed import unpack_ids
 from gavel.protocols import Capability, Sampled, SampleRequest, ScoreRequest
@@ -308,7 +309,7 @@ def test_a_prompt_longer_than_the_context_is_named_skipped_and_counted(gavel: Ga
     more = ["-n", 2, "--max-model-len", 64, "--max-tokens", 8]
     done = gavel(*fake(prompts, tmp_path / "run", *more, "--max-bad-rows", 1))
     assert done.code == 0, done.err
-    assert f"{prompts}:2: the prompt has 252 tokens, the context is 64" in done.err
+    assert f"{prompts}:2: longer than the context: 252 tokens, 64 allowed" in done.err
     result = json.loads(done.out)
     assert (result["prompts_skipped"], result["bad_rows"], result["sampled"]) == (1, 1, 4)
     assert len({c.prompt_id for c in completions(tmp_path / "run")}) == 2
@@ -372,7 +373,7 @@ def test_odd_text_is_accepted_as_it_is(gavel: Gavel, tmp_path: Path) -> None:
     prompts = jsonl(tmp_path / "p.jsonl", *({"prompt": t} for t in texts), {"prompt": texts[0]})
     done = gavel(*fake(prompts, tmp_path / "run", "-n", 1))
     assert done.code == 0, done.err
-    assert "1 prompts stand in" in done.err
+    assert "repeats 1 prompt;" in done.err
     assert json.loads(done.out)["sampled"] == 6
     found = read_records(RunDir(tmp_path / "run").prompts_path, Prompt)
     assert [p.messages[0].content for p in found] == texts
@@ -559,3 +560,13 @@ def test_a_model_without_a_chat_template_is_refused(gavel: Gavel, tiny: Tiny, tm
     done = gavel("generate", "--model", model, "--engine", "transformers", "--prompts", prompts,
                  "--out", tmp_path / "run")  # fmt: skip
     assert (done.code, "no tokenizer" in done.err, str(model) in done.err) == (2, True, True), done.err
+
+
+def test_engine_arguments_that_change_answers_are_part_of_the_key() -> None:
+    def dtype(**arguments: Any) -> str:
+        return EngineConfig(model="m", engine_args=arguments).arithmetic("float32")
+
+    assert dtype() == dtype(max_num_seqs=4, tensor_parallel_size=2) == "float32"
+    assert (
+        len({dtype(), dtype(quantization="fp8"), dtype(quantization="awq"), dtype(kv_cache_dtype="fp8")}) == 4
+    )

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from judged_runs import Answers, build, completion, judgment, plain
 
 from gavel.cli import main
-from gavel.errors import InputError, RunDirError
+from gavel.errors import CheckFailed, InputError, RunDirError
 from gavel.records import Judgment, PreferencePair
 from gavel.rundir import JsonlWriter, RunDir, read_records
 from judge import cli_pairs, export_rows
@@ -439,3 +439,15 @@ def test_every_option_can_stand_in_a_file(tmp_path: Path) -> None:
 def test_names_in_the_command_are_those_of_the_library() -> None:
     assert list(cli_pairs.STRATEGIES) == list(Strategy)
     assert list(cli_pairs.FORMATS) == list(export_rows.Format)
+
+
+def test_no_pairs_leave_the_earlier_set(tmp_path: Path) -> None:
+    path = build(tmp_path / "run", plain())
+    with RunDir.open(path) as run:
+        name = make_pairs(run, PairConfig(name="set"))["name"]
+        before = run.pairs_path(name).read_bytes()
+        assert before
+        with pytest.raises(CheckFailed, match=r"no pair came out: .*min margin"):
+            make_pairs(run, PairConfig(name="set", min_margin=1e9))
+        assert run.pairs_path(name).read_bytes() == before
+        assert run.stage("pairs/set")["pairs"] == before.count(b"\n")

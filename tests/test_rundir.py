@@ -386,3 +386,15 @@ def test_reading_streams(tmp_path: Path) -> None:
         assert peak < 3_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_the_newest_pass_is_the_one_finished_last_wherever_the_run_was_copied(tmp_path: Path) -> None:
+    with RunDir.open(tmp_path / "run") as run:
+        for name in ("a", "b", "c"):
+            with JsonlWriter(run.judgments_path(name)) as writer:
+                writer.append_line(b"{}\n")
+        for name in ("b", "c", "a", "b"):
+            run.finish_stage(f"judge/{name}", {})
+    for age, name in enumerate(("a", "b", "c")):  # as a copy may have it
+        os.utime(RunDir(tmp_path / "run").judgments_path(name), (age, age))
+    assert RunDir(tmp_path / "run").judging_passes() == ["c", "a", "b"]

@@ -314,3 +314,21 @@ def test_a_real_judge_scores_rows(engines: Engines, tmp_path: Path) -> None:
     for one, other in zip(*found, strict=True):
         assert (one is None) == (other is None)
         assert one is None or one == pytest.approx(other, abs=1e-4)
+
+
+def test_a_scores_column_of_the_source_is_not_lost(gavel: Gavel, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "q", "response": "a", "scores": {"x": 1}}\n')
+    done = gavel("score", source, "--judge", "fake", "--engine", "fake", "--out", tmp_path / "out.jsonl")
+    assert done.code == 2
+    assert "in.jsonl:1" in done.err and "scores" in done.err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_no_row_that_can_be_scored_is_a_failure(gavel: Gavel, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt": "q", "response": "a", "reason": "mine"}\n')
+    args = ("score", source, "--judge", "fake", "--engine", "fake", "--form", "rewrite", "--out", out)
+    assert gavel(*args).code == 1
+    row = json.loads(out.read_text())
+    assert row["reason"] == "mine" and row["scores"] is None and "reference" in row["scores_reason"]

@@ -299,3 +299,15 @@ def test_help_imports_nothing_heavy() -> None:
     root = str(Path(__file__).parents[1])
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_plan_of_which_nothing_came_can_be_corrected(tmp_path: Path) -> None:
+    from train.output import Output
+
+    with Output.open(tmp_path / "out") as output:
+        assert output.begin({"lr": 1}) is None
+        assert output.begin({"lr": 2}) is None  # no checkpoint and no model yet
+        (output.checkpoints / "checkpoint-5").mkdir(parents=True)
+        output.mark_whole(5)
+        with pytest.raises(InputError, match="lr"):
+            output.begin({"lr": 3})

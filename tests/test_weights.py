@@ -151,3 +151,11 @@ def test_of_a_hub_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (snapshot.parents[1] / "refs" / "main").write_text("f" * 40)
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
     assert weights_version("owner/name") == "f" * 40
+
+
+def test_what_ends_an_answer_belongs_to_the_version(tmp_path: Path) -> None:
+    """Engines stop by generation_config.json, so it shapes answers as weights do; the rest of it does not."""
+    plain = weights_version(model(tmp_path / "a"))
+    ends = weights_version(model(tmp_path / "b", generation_config='{"eos_token_id": [1, 2]}'))
+    assert plain != ends != weights_version(model(tmp_path / "c", generation_config='{"eos_token_id": 1}'))
+    assert plain == weights_version(model(tmp_path / "d", generation_config='{"temperature": 0.6}'))

@@ -133,6 +133,8 @@ def _rows(options: dict[str, Any], encoder: Any, bad: Any) -> Any:
     if given and not is_run(given):
         raise InputError("is not a run directory", where=f"--run {given}")
     run = RunDir(given) if given else data.run_beside(source)
+    if run is None:
+        say("no run directory beside it: texts are tokenised anew (--run RUN trains on the sampled ids)")
     return data.read_preferences(read_preferences(source, options["mapping"], bad), encoder, bad, run)
 
 

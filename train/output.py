@@ -69,6 +69,8 @@ class Output:
         """
         plan = json.loads(json.dumps(plan))
         known = self._read()
+        if "summary" not in known and self.newest_checkpoint() is None:
+            known = {}  # nothing came of the plan that stands there
         if "plan" in known and known["plan"] != plan:
             changes = "\n  ".join(_differences(known["plan"], plan))
             raise InputError(f"holds a model trained otherwise:\n  {changes}", where=f"--out {self.path}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,18 @@ ENGINES: dict[str, str] = {
     "transformers": "gavel.engines.transformers",
     "server": "gavel.engines.server",
     "fake": "gavel.engines.fake",
+}
+
+_SHAPING = {
+    "quantization",
+    "quantization_config",
+    "kv_cache_dtype",
+    "hf_overrides",
+    "rope_scaling",
+    "rope_theta",
+    "revision",
+    "override_generation_config",
+    "logits_processors",
 }
 
 
@@ -41,6 +54,12 @@ class EngineConfig:
     trust_remote_code: bool = False
     template_args: dict[str, Any] = field(default_factory=dict)
     engine_args: dict[str, Any] = field(default_factory=dict)
+
+    def arithmetic(self, dtype: str) -> str:
+        """`dtype` with the engine arguments that change a model's answers and not only its speed: part of
+        the id of every record."""
+        shaping = {k: v for k, v in self.engine_args.items() if k in _SHAPING}
+        return f"{dtype} {json.dumps(shaping, sort_keys=True, default=str)}" if shaping else dtype
 
     def resolved(self) -> str:
         """The engine's name. Raises InputError for an unknown one."""

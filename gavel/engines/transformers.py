@@ -51,7 +51,7 @@ class TransformersEngine:
         self._is_reward = False
         self._hf = self._load(config.model)
         self.weights = weights_version(config.model, config.adapter)
-        self.dtype = str(self._hf.dtype).removeprefix("torch.")
+        self.dtype = config.arithmetic(str(self._hf.dtype).removeprefix("torch."))
         limit = getattr(self._hf.config.get_text_config(), "max_position_embeddings", 4096)
         self.context = min(config.context or limit, limit)
         generation = getattr(self._hf, "generation_config", None)

@@ -49,7 +49,6 @@ class VllmEngine:
     def __init__(self, config: EngineConfig) -> None:
         self._on_cpu = on_cpu = prepare_environment()
         self.model = config.model
-        self._adapter = config.adapter
         self._tokenizer = HfTokenizer.load(
             config.tokenizer or config.model,
             trust_remote_code=config.trust_remote_code,
@@ -59,7 +58,7 @@ class VllmEngine:
         self._engine = self._llm.llm_engine
         self.weights = weights_version(config.model, config.adapter)
         model_config = self._engine.model_config
-        self.dtype = str(model_config.dtype).removeprefix("torch.")
+        self.dtype = config.arithmetic(str(model_config.dtype).removeprefix("torch."))
         self.context = int(model_config.max_model_len)
         self._lora = _lora_request(config)
         self._pooling = model_config.runner_type == "pooling"
