@@ -194,6 +194,13 @@ class RunDir:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise disk_error(error, run.path) from None
+        strangers = [p.name for p in run.path.iterdir() if not p.name.startswith(".")]
+        if strangers and not is_run(path):
+            raise InputError(
+                f"holds other files ({', '.join(sorted(strangers)[:3])}) and is no run directory",
+                where=str(path),
+                hint="Choose a new or empty directory.",
+            )
         run._take_lock()
         try:
             manifest = run.manifest()

@@ -398,3 +398,10 @@ def test_the_newest_pass_is_the_one_finished_last_wherever_the_run_was_copied(tm
     for age, name in enumerate(("a", "b", "c")):  # as a copy may have it
         os.utime(RunDir(tmp_path / "run").judgments_path(name), (age, age))
     assert RunDir(tmp_path / "run").judging_passes() == ["c", "a", "b"]
+
+
+def test_a_folder_of_other_things_is_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match=r"other files \(thesis.tex\)"), RunDir.open(tmp_path):
+        raise AssertionError
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
