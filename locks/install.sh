@@ -26,13 +26,15 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 "$python" -m venv "$venv"
 if ! "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off --no-deps -r "$lock" >"$log" 2>&1; then
-    tail -n 15 "$log" >&2
     rm -rf "$venv"
     if grep -q "No matching distribution found for torch" "$log"; then
         echo "setup: pip found no CPU build of torch. Point PIP_EXTRA_INDEX_URL at PyTorch's own index of CPU wheels" >&2
         echo "setup: (its address stands on PyTorch's installation page, under Linux, Pip, CPU) and run make again." >&2
     elif grep -qi "no space left" "$log"; then
         echo "setup: the disk is full; about 8 GB are needed while installing." >&2
+    else
+        tail -n 15 "$log" >&2
+        echo "setup: pip failed; the environment was removed again." >&2
     fi
     exit 1
 fi
