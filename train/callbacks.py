@@ -24,6 +24,9 @@ _LAST_CHECKPOINT_S = 60.0
 _SAY_S = 30.0
 
 
+_RESTARTED = {"num_tokens"}  # TRL counts anew after a resume
+
+
 class Metrics(TrainerCallback):  # type: ignore[misc]
     """Appends every log step to metrics.jsonl; a loss that is not a number stops the run."""
 
@@ -46,7 +49,8 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
                 where=str(self._writer.path),
                 hint="Lower --learning-rate, or train with --precision fp32.",
             )
-        self.last = {"step": state.global_step, **{k: _number(v) for k, v in logs.items()}}
+        kept = {k: _number(v) for k, v in logs.items() if k not in _RESTARTED}
+        self.last = {"step": state.global_step, **kept}
         self._writer.append_line(json.dumps(self.last).encode() + b"\n")
         if time.monotonic() - self._said > _SAY_S and not sys.stderr.isatty():
             self._said = time.monotonic()

@@ -287,7 +287,7 @@ def _counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def _closing(last: dict[str, Any]) -> dict[str, Any]:
     """Of the last log step, what a person wants to read."""
-    shown = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "num_tokens")
+    shown = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
     return {key: last[key] for key in shown if key in last}
 
 
