@@ -16,14 +16,14 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 
 from gavel.errors import InputError, RunDirError
-from gavel.records import R, Record, decode, encode
+from gavel.records import Prompt, R, Record, content_of, decode, encode
 from gavel.versions import versions
 
 FORMAT = 1
@@ -251,6 +251,20 @@ class RunDir:
     def ids(self, path: Path) -> set[str]:
         """The ids recorded in a file: the resume index, about 130 bytes a record."""
         return {key.id for _, key in _read_keys(path)}
+
+    def known_prompts(self) -> dict[str, str]:
+        """The prompts recorded: id → hash of the content."""
+        return {p.id: content_of(p) for p in read_records(self.prompts_path, Prompt)}
+
+    def refuse_other(self, known: Mapping[str, str], prompt: Prompt) -> None:
+        """Raises InputError when `known` (of `known_prompts`) has other content under the prompt's id."""
+        content = content_of(prompt)
+        if known.get(prompt.id, content) != content:
+            raise InputError(
+                f"the run already holds another prompt with the id {prompt.id!r}",
+                where=str(self.prompts_path),
+                hint="Use another --out, or give the prompt another id.",
+            )
 
     # manifest
     def manifest(self) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from typing import Any
 import msgspec
 
 from gavel.command import say
-from gavel.errors import CheckFailed, InputError, RowError
+from gavel.errors import CheckFailed, RowError
 from gavel.packed import pack_ids, pack_logprobs
 from gavel.progress import Progress
 from gavel.protocols import Capability, Engine, Refused, Sampled, SampleRequest, require
-from gavel.records import Completion, Prompt, Sampling, content_of, digest, seed_for
-from gavel.rundir import JsonlWriter, RunDir, read_records
+from gavel.records import Completion, Prompt, Sampling, digest, seed_for
+from gavel.rundir import JsonlWriter, RunDir, count_lines, read_records
 from gavel.sources import BadRows
 from generate.thinking import DEFAULT, Tags, split_thinking
 
@@ -57,16 +57,11 @@ def take_in(run: RunDir, read: Callable[[BadRows], Iterable[Prompt]], bad: BadRo
     Raises InputError when the run holds another prompt under the same given id, or too many rows
     cannot be used.
     """
-    known = {p.id: content_of(p) for p in read_records(run.prompts_path, Prompt)}
+    known = run.known_prompts()
     ids = []
     for prompt in read(bad):
         ids.append(prompt.id)
-        if known.get(prompt.id, content := content_of(prompt)) != content:
-            raise InputError(
-                f"the run already holds another prompt with the id {prompt.id!r}",
-                where=str(run.prompts_path),
-                hint="Use another --out, or give the prompt another id.",
-            )
+        run.refuse_other(known, prompt)
     bad.check()
     with JsonlWriter(run.prompts_path) as writer:
         for prompt in read(BadRows.quiet()):
@@ -104,7 +99,7 @@ def generate(
     wanted = None if ids is None else set(ids)
     done = run.ids(run.completions_path)
     prompts = (p for p in read_records(run.prompts_path, Prompt) if wanted is None or p.id in wanted)
-    total = len(wanted) if wanted is not None else sum(1 for _ in read_records(run.prompts_path, Prompt))
+    total = len(wanted) if wanted is not None else count_lines([run.prompts_path])
     bad = bad if bad is not None else BadRows()
     asked: dict[str, _Asked] = {}
     counts: Counter[str] = Counter()

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gavel.errors import CheckFailed, InputError, RunDirError
+from gavel.errors import CheckFailed, RunDirError
 from gavel.progress import Progress
 from gavel.protocols import Engine
-from gavel.records import Completion, Prompt, content_of
-from gavel.rundir import Index, JsonlWriter, RunDir, count_lines, read_records
+from gavel.records import Completion, Prompt
+from gavel.rundir import Index, JsonlWriter, RunDir, read_lines, read_records
 from gavel.sources import BadRows, OutputRow
 from judge.collect import collect, identity, recorded
 from judge.method import Method
@@ -34,8 +34,7 @@ def judge(run: RunDir, engine: Engine, method: Method, *, name: str | None = Non
     started = time.monotonic()
     judging = name or pass_name(method.name, engine.model)
     path = run.judgments_path(judging)
-    total = count_lines([run.completions_path])
-    if not total:
+    if next(read_lines(run.completions_path), None) is None:
         raise RunDirError(
             "holds no completions to judge", where=str(run.path), hint="Run gavel generate first."
         )
@@ -89,16 +88,11 @@ def take_in_outputs(run: RunDir, read: Callable[[BadRows], Iterable[OutputRow]],
     Raises InputError when the run holds another prompt under the same given id, or too many rows
     cannot be used.
     """
-    known = {p.id: content_of(p) for p in read_records(run.prompts_path, Prompt)}
+    known = run.known_prompts()
     count = 0
     for row in read(bad):
         count += len(row.completions)
-        if known.get(row.prompt.id, content := content_of(row.prompt)) != content:
-            raise InputError(
-                f"the run already holds another prompt with the id {row.prompt.id!r}",
-                where=str(run.prompts_path),
-                hint="Use another --out, or give the prompt another id.",
-            )
+        run.refuse_other(known, row.prompt)
     bad.check()
     prompts, completions = set(known), run.ids(run.completions_path)
     with JsonlWriter(run.prompts_path) as prompt_writer, JsonlWriter(run.completions_path) as writer:

@@ -19,8 +19,6 @@ from gavel.protocols import Engine
 from gavel.records import Prompt
 from gavel.rundir import RunDir
 from gavel.sources import BadRows
-from gavel.tokenizer import HfTokenizer
-from gavel.weights import weights_version
 from generate.stage import GenerateConfig, generate, take_in
 from judge.method import Method
 from judge.pairs import PairConfig, make_pairs
@@ -101,7 +99,7 @@ def run_rounds(
                 pairs = make_pairs(run, replace(config.pairs, judgments=judged["pass"]))
             say(f"round {number}: {judged['judgments']:,} judgments, {pairs['pairs']:,} pairs")
             with seconds.of("train"):
-                training = _train(run, replace(config.dpo, model=start), folder / "model")
+                training = _train(run, replace(config.dpo, model=start), pairs["name"], folder / "model")
             say(f"round {number}: trained on {training['pairs']:,} pairs, {training['steps']:,} steps")
         done.append(Round(number, str(folder / "model"), pairs, training))
         with seconds.of("load weights"):
@@ -111,18 +109,13 @@ def run_rounds(
     return done
 
 
-def _train(run: RunDir, config: DpoConfig, out: Path) -> dict[str, Any]:
-    """DPO on the run's newest pairs, from the weights that sampled them."""
-    from train.data import Encoder, read_run
+def _train(run: RunDir, config: DpoConfig, pairs: str, out: Path) -> dict[str, Any]:
+    """DPO on a set of the run's pairs, from the weights that sampled them."""
+    from train.data import read_run
     from train.dpo import train_dpo
-    from train.models import context_of
+    from train.models import encoder_of
 
-    encoder = Encoder(
-        tokenizer=HfTokenizer.load(config.model),
-        weights=weights_version(config.model),
-        context=context_of(config.model),
-    )
     bad = BadRows(0)
-    rows = read_run(run, encoder, bad)
+    rows = read_run(run, encoder_of(config), bad, pairs)
     bad.check(len(rows) + bad.count)
     return train_dpo(config, rows, out)

@@ -95,17 +95,9 @@ def dpo(**options: Any) -> None:
     config = DpoConfig(**settings | {"loss": _weights(options["loss"])})
 
     from gavel.rows import BadRows
-    from gavel.tokenizer import HfTokenizer
-    from gavel.weights import weights_version
-    from train import data, models
+    from train.models import encoder_of
 
-    trust = config.trust_remote_code
-    context = models.context_of(config.model, trust)
-    tokenizer = HfTokenizer.load(
-        config.model, trust_remote_code=trust, template_args=dict(config.template_args)
-    )
-    tokenizer.require_chat_template()
-    encoder = data.Encoder(tokenizer, weights_version(config.model), context, config.max_length)
+    encoder = encoder_of(config)
     bad = BadRows(options["max_bad_rows"])
     rows = _rows(options, encoder, bad)
     bad.check()

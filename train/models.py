@@ -13,6 +13,10 @@ import torch
 import transformers
 
 from gavel.errors import InputError
+from gavel.tokenizer import HfTokenizer
+from gavel.weights import weights_version
+from train.config import DpoConfig
+from train.data import Encoder
 
 #: Files beside the weights that make a directory whole. They are copied as they are, so that the
 #: tokenizer's version stays the same.
@@ -39,6 +43,20 @@ def context_of(path: str, trust_remote_code: bool = False) -> int | None:
         raise _unloadable(path, error) from None
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(limit) if limit else None
+
+
+def encoder_of(config: DpoConfig) -> Encoder:
+    """How the model that training starts from reads pairs.
+
+    Raises InputError for a model, tokenizer or chat template that cannot be used.
+    """
+    trust = config.trust_remote_code
+    context = context_of(config.model, trust)
+    tokenizer = HfTokenizer.load(
+        config.model, trust_remote_code=trust, template_args=dict(config.template_args)
+    )
+    tokenizer.require_chat_template()
+    return Encoder(tokenizer, weights_version(config.model), context, config.max_length)
 
 
 def load(path: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Loaded:
