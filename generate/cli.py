@@ -56,7 +56,7 @@ def generate(**options: Any) -> None:
     from gavel.sources import BadRows, read_prompts
     from generate.stage import GenerateConfig, take_in
     from generate.stage import generate as run_stage
-    from generate.thinking import Tags
+    from gavel.thinking import Tags
 
     tags = options["think_tags"].split(",")
     if len(tags) != 2 or not all(tags):

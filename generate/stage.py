@@ -21,7 +21,7 @@ from gavel.protocols import Capability, Engine, Refused, Sampled, SampleRequest,
 from gavel.records import Completion, Prompt, Sampling, digest, seed_for
 from gavel.rundir import JsonlWriter, RunDir, count_lines, read_records
 from gavel.sources import BadRows
-from generate.thinking import DEFAULT, Tags, split_thinking
+from gavel.thinking import DEFAULT, Tags, split_thinking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

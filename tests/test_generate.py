@@ -28,7 +28,7 @@ from gavel.rundir import RunDir, read_records
 from gavel.sources import BadRows
 from gavel.tokenizer import HfTokenizer
 from generate.stage import GenerateConfig, generate, take_in
-from generate.thinking import DEFAULT, Tags, split_thinking
+from gavel.thinking import DEFAULT, Tags, split_thinking
 
 Gavel = Callable[..., Ran]
 
