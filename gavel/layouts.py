@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from gavel.columns import KNOWN, Columns, is_conversation, outputs, plain, turns, unpacked
@@ -17,6 +18,22 @@ _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 #: a prompt and two texts, each with its column
 _Both = tuple[PromptForm, tuple[tuple[str, str], tuple[str, str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Two texts in the order of their columns, and which of them the row calls better.
+
+    named: the columns are chosen and rejected; otherwise a label says it.
+    better: 0 or 1, None for a tie. p_first: probability that the first is better, where the label is a
+        number between 1 and 2.
+    """
+
+    prompt: PromptForm
+    texts: tuple[str, str]
+    named: bool
+    better: int | None
+    p_first: float | None = None
 
 
 class Layout:
@@ -147,33 +164,37 @@ class PreferenceLayout(Layout):
 
     def form(self, data: dict[str, Any]) -> tuple[PromptForm, PreferenceForm] | None:
         """None for a tie."""
+        found = self.compared(data)
+        return None if found.better is None else (found.prompt, self.preference(data, found))
+
+    def compared(self, data: dict[str, Any]) -> Compared:
+        """The row as it stands, ties and the order of its columns kept. Raises RowError."""
         prompt, ((_, first), (_, second)) = self.both(data)
-        if self._unnamed(data):
-            column, label = self.columns.need(data, "label")
-            if (
-                isinstance(label, bool)
-                or not isinstance(label, str | int | float)
-                or label not in _FIRST | _SECOND | _TIE
-            ):
-                raise RowError(f"unknown label: {column!r} is {str(label)[:40]!r}, not a, b, 1, 2 or tie")
-            if label in _TIE:
-                return None
-            if label in _SECOND:
-                first, second = second, first
+        if not self._unnamed(data):
+            return Compared(prompt, (first, second), named=True, better=0)
+        better, p_first = _read_label(*self.columns.need(data, "label"))
+        return Compared(prompt, (first, second), named=False, better=better, p_first=p_first)
+
+    def preference(self, data: dict[str, Any], found: Compared) -> PreferenceForm:
+        """What else the row says of a pair that is no tie."""
+        assert found.better is not None
         find = self.columns
         margin = find.number(data, "margin")
         scores = find.number(data, "chosen_score"), find.number(data, "rejected_score")
         if margin is None and scores[0] is not None and scores[1] is not None:
             margin = scores[0] - scores[1]
+        p_chosen = find.number(data, "p_chosen")
+        if p_chosen is None and found.p_first is not None:
+            p_chosen = max(found.p_first, 1 - found.p_first)
         fields = {
-            "chosen": first,
-            "rejected": second,
+            "chosen": found.texts[found.better],
+            "rejected": found.texts[1 - found.better],
             "chosen_id": find.text(data, "chosen_id"),
             "rejected_id": find.text(data, "rejected_id"),
             "margin": margin,
-            "p_chosen": find.number(data, "p_chosen"),
+            "p_chosen": p_chosen,
         }
-        return prompt, checked(fields, PreferenceForm, {})
+        return checked(fields, PreferenceForm, {})
 
     def both(self, data: dict[str, Any]) -> _Both:
         """The prompt and the two texts with their columns, chosen first where the columns say it."""
@@ -216,6 +237,23 @@ class PreferenceLayout(Layout):
         else:
             form = self._prompt(data, sides[0][:-1], "prompt_id", names[0])
         return form, ((names[0], texts[0]), (names[1], texts[1]))
+
+
+def _read_label(column: str, label: Any) -> tuple[int | None, float | None]:
+    """Which of two is better, and the probability of the first where the label says one: AlpacaEval
+    writes 1 for the first, 2 for the second and everything between."""
+    if isinstance(label, str | int | float) and not isinstance(label, bool):
+        if label in _TIE:
+            return None, None
+        if label in _FIRST | _SECOND:
+            return int(label in _SECOND), None
+        try:
+            number = float(label)
+        except (ValueError, OverflowError):
+            number = 0.0
+        if 1 <= number <= 2:
+            return (None if number == 1.5 else int(number > 1.5)), 2 - number
+    raise RowError(f"unknown label: {column!r} is {str(label)[:40]!r}, not a, b, tie or from 1 to 2")
 
 
 def _answered(conversation: Any) -> bool:

@@ -126,15 +126,19 @@ class Completion(Record, frozen=True, kw_only=True, tag="completion/1"):
     metadata: dict[str, Any] = {}
 
 
-class Judgment(Record, frozen=True, kw_only=True, tag="judgment/1"):
+class Judgment(Record, frozen=True, kw_only=True, tag="judgment/2"):
     """One question put to a judge and what came of it. Produced by `judge`.
 
     completion_ids: the completions in the order shown.
     aspect: what was asked about. template: hash of the template that asked.
-    raw: the judge's reply as it came, None where a method reads log-probabilities only.
-    verdict: a parsed decision. score: a number, higher is better. measures: further numbers.
+    raw: the judge's reply as it came, None where a method reads log-probabilities only; with
+        finish_reason, thinking and top_logprobs it is all that a parser reads.
+    verdict: a parsed decision; of two completions "first", "second" or "tie", of more their places in
+        the order shown, best first ("2 > 1 = 3"). score: a number for one completion, higher is better.
+    measures: further numbers; of a comparison "p_first", the probability that the first is better.
     reason: why there is neither verdict nor score; such a judgment never becomes a pair.
-    logprobs: `pack_logprobs` of the tokens used.
+    logprobs: `pack_logprobs` of the tokens used. top_logprobs: token text → logprob where a verdict
+        was read from the likeliest tokens.
     """
 
     prompt_id: str
@@ -152,6 +156,9 @@ class Judgment(Record, frozen=True, kw_only=True, tag="judgment/1"):
     reason: str | None = None
     logprobs: str | None = None
     usage: dict[str, int] = {}
+    finish_reason: str | None = None
+    thinking: str | None = None
+    top_logprobs: dict[str, float] = {}
 
 
 class PreferencePair(Record, frozen=True, kw_only=True, tag="pair/1"):
@@ -188,7 +195,9 @@ _encoder = msgspec.json.Encoder()
 _decoders: dict[type, msgspec.json.Decoder[Any]] = {}
 
 #: record name → {old version: function that turns its dict into the next version's}
-UPGRADES: dict[str, dict[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {}
+UPGRADES: dict[str, dict[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {
+    "judgment": {1: lambda row: row}  # version 2 added the last three fields
+}
 
 
 def encode(record: Record) -> bytes:

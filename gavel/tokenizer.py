@@ -164,7 +164,7 @@ class HfTokenizer:
         if not self._spell_specials(texts):
             ids = _encode(self._whole, rendered)
             # more than the template wrote: a normaliser made one out of a message
-            if sum(i in self._special_ids for i in ids) <= len(self._specials.findall(rendered)):
+            if sum(map(self._special_ids.__contains__, ids)) <= len(self._specials.findall(rendered)):
                 return ids
         return self._spliced_ids(messages, template_args, rendered)
 

@@ -54,9 +54,9 @@ def generate(**options: Any) -> None:
     from gavel.records import Sampling
     from gavel.rundir import RunDir
     from gavel.sources import BadRows, read_prompts
+    from gavel.thinking import Tags
     from generate.stage import GenerateConfig, take_in
     from generate.stage import generate as run_stage
-    from gavel.thinking import Tags
 
     tags = options["think_tags"].split(",")
     if len(tags) != 2 or not all(tags):

@@ -34,6 +34,7 @@ _DROPPED = {
     "duplicate": "completions with the text of another",
     "too_few": "prompts with fewer than two completions left",
     "tie": "pairs of equal score",
+    "disputed": "pairs whose two orders disagree",
     "min_margin": "pairs under the minimum margin",
     "max_length_ratio": "pairs over the maximum length ratio",
     "per_prompt": "pairs over the number wanted of a prompt",
@@ -167,6 +168,13 @@ def _statistics(summary: dict[str, Any]) -> str:
         f"chosen is the longer one in {summary['chosen_longer']:.1%} of the pairs",
         f"- rank correlation of score with length (Spearman): {'none' if rho is None else f'{rho:.3f}'}",
     ]
+    if summary.get("order_disagreement") is not None:
+        lines.append(f"- pairs whose two orders disagree: {summary['order_disagreement']:.1%}")
+    if summary.get("flip_rate") is not None:
+        lines.append(
+            f"- flip rate, measured from {summary['flip_rate_from']}: {summary['flip_rate']:.4f} "
+            "(for a loss that allows for wrong labels)"
+        )
     for repeated in summary["repeated_texts"]:
         lines.append(
             f"- the same text for {repeated['prompts']:,} prompts: {_code(json.dumps(repeated['text']))}"

@@ -59,6 +59,13 @@ FORMATS = ("trl", "kto", "reward")
 @click.option(
     "--per-prompt", metavar="N", type=int, help="At most N pairs of a prompt, the widest margins first."
 )
+@click.option(
+    "--disputed",
+    type=click.Choice(["soften", "drop"]),
+    default="soften",
+    show_default=True,
+    help="Pairs whose two orders disagree: keep with the probability of both, or drop.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of best-random and --shuffle-labels.")
 @click.option(
     "--shuffle-labels",
@@ -133,6 +140,8 @@ def _short(result: dict[str, Any]) -> dict[str, Any]:
         "scores": {name: scores[name] for name in ("mean", "sd", "q05", "median", "q95")},
         "mean characters": {**chars, "chosen longer": result["chosen_longer"]},
         "score with length": result["length_correlation"],
+        "orders disagree": result["order_disagreement"],
+        "flip rate": result["flip_rate"] and {result["flip_rate_from"]: result["flip_rate"]},
         "pairs written to": result["path"],
     }
     if result["labels_shuffled"]:

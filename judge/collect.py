@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,49 @@ import msgspec
 from gavel.command import say
 from gavel.errors import RowError
 from gavel.packed import pack_logprobs
-from gavel.protocols import Engine, Refused, require
-from gavel.records import Completion, Judgment, Prompt, digest
+from gavel.protocols import Capability, Engine, Refused, Sampled, SampleRequest, Tokenizer, require
+from gavel.records import Completion, Judgment, Message, Prompt, digest
 from gavel.rundir import read_lines
 from judge.method import Item, Method, Reply, Request, Verdict
 
 _SAID = 20  # failures named one by one; the rest is counted
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Where to stop asking: after so many calls, or before a call that would take the prompt tokens
+    over so many; None for no limit. What is left is asked when the same command runs again."""
+
+    calls: int | None = None
+    tokens: int | None = None
+
+    def after(self, counts: Counter[str]) -> Limits:
+        """What is left of them when so much was asked."""
+        return Limits(
+            calls=None if self.calls is None else self.calls - counts["calls"],
+            tokens=None if self.tokens is None else self.tokens - counts["tokens"],
+        )
+
+    def reached(self, counts: Counter[str], more_calls: int, more_tokens: int) -> bool:
+        return (self.calls is not None and counts["calls"] + more_calls > self.calls) or (
+            self.tokens is not None and counts["tokens"] + more_tokens > self.tokens
+        )
+
+
+UNLIMITED = Limits()
+
+
 @dataclass(slots=True)
 class _Open:
-    """An item whose replies are still coming. twins: completions of the same text, judged with it."""
+    """An item whose replies are still coming. twins: what the same replies answer too: completions of
+    the same text, and further aspects where one request asks about all."""
 
     item: Item
     key: str
     twins: list[tuple[str, Item]]
     replies: list[Reply | None]
     refused: Refused | None = None
+    unasked: str | None = None  # why it could not be asked
     missing: int = 0
     usage: Counter[str] = field(default_factory=Counter)
 
@@ -43,6 +69,8 @@ def collect(
     done: Mapping[str, str | None],
     record: Callable[[Judgment], None],
     progress: Callable[[int], None] = lambda count: None,
+    judged: Callable[[str], Sequence[Judgment]] = lambda prompt_id: (),
+    limits: Limits = UNLIMITED,
 ) -> Counter[str]:
     """Asks `engine` about every item that is not in `done` and records each judgment as it comes.
 
@@ -54,22 +82,24 @@ def collect(
         done: ids of judgments that are recorded already, each with its reason if it is unusable.
         record: appends one judgment.
         progress: told how many items are settled.
+        judged: the recorded judgments of a prompt, which an adaptive method goes on from.
 
-    Returns: counts of "judged" and "reused" judgments, of "unusable" ones among both, of "failed" ones
-        that are not recorded and a rerun asks for again, and of engine "calls" and "tokens".
+    Returns: counts of "judged" and "reused" judgments, of "unusable" and "reused_unusable" ones among
+        them, of "failed" ones that are not recorded and a rerun asks for again, of those "left" by the
+        limits, and of engine "calls", prompt "tokens" and "completion_tokens".
     """
     require(engine, *method.needs, task=f"judging by {method.name}")
-    tokenizer = engine.tokenizer
+    tokenizer = tokenizer_of(engine)
     basis = digest(*identity(method, engine).values())
     counts: Counter[str] = Counter()
     pending: dict[str, _Open] = {}
-    unasked: list[tuple[_Open, Verdict]] = []  # written by the loop below, never while requests are made
+    unasked: list[_Open] = []  # written by the loop below, never while requests are made
 
-    def settle(entry: _Open, verdict: Verdict) -> None:
+    def settle(entry: _Open) -> None:
         for key, item in [(entry.key, entry.item), *entry.twins]:
-            usage = dict(entry.usage) if key == entry.key else {}
+            verdict = _verdict(method, item, entry)
             name = key if entry.refused is None else _refusal(key, engine)
-            record(_judgment(name, item, verdict, method, engine, usage))
+            record(_judgment(name, item, verdict, method, engine, entry, paid=key == entry.key))
             counts["judged"] += 1
             counts["unusable"] += verdict.reason is not None
             progress(1)
@@ -82,25 +112,32 @@ def collect(
 
     def requests() -> Iterator[Any]:
         for prompt, completions in groups:
-            for entry in _entries(prompt, completions, method, engine, basis, done, counts, progress):
+            for entry in _entries(
+                prompt, completions, method, engine, basis, done, counts, progress, judged(prompt.id)
+            ):
                 try:
                     asked = method.render(entry.item, tokenizer)
                 except RowError as error:
-                    unasked.append((entry, Verdict(reason=error.what)))
+                    entry.unasked = error.what
+                    unasked.append(entry)
                     continue
                 if not asked:
-                    unasked.append((entry, _verdict(method, entry)))
+                    unasked.append(entry)
+                    continue
+                sizes = [size_of(request) for request in asked]
+                if counts["left"] or limits.reached(counts, len(asked), sum(sizes)):
+                    counts["left"] += 1 + len(entry.twins)
                     continue
                 entry.replies, entry.missing = [None] * len(asked), len(asked)
                 pending[entry.key] = entry
-                for number, request in enumerate(asked):
-                    counts["calls"] += 1
-                    counts["tokens"] += _size(request)
-                    entry.usage["prompt_tokens"] += _size(request)
+                counts["calls"] += len(asked)
+                counts["tokens"] += sum(sizes)
+                for number, (request, size) in enumerate(zip(asked, sizes, strict=True)):
+                    entry.usage["prompt_tokens"] += size
                     yield replace(request, key=f"{entry.key}/{number}")
 
     call: Callable[[Iterable[Any]], Iterator[Any]] = getattr(engine, method.call.value)
-    for reply in call(requests()):
+    for reply in call(requests()) if method.needs else requests():
         key, number = reply.key.split("/")
         entry = pending[key]
         entry.missing -= 1
@@ -108,28 +145,38 @@ def collect(
             entry.refused = reply
         else:
             entry.replies[int(number)] = reply
+            spent = reply.usage.get("completion_tokens", 0) if isinstance(reply, Sampled) else 0
+            if spent:
+                entry.usage["completion_tokens"] += spent
+                counts["completion_tokens"] += spent
         if entry.missing == 0:
             del pending[key]
             if entry.refused is not None and entry.refused.transient:
                 give_up(entry, entry.refused.reason)
             else:
-                settle(entry, _verdict(method, entry))
+                settle(entry)
         while unasked:
-            settle(*unasked.pop())
+            settle(unasked.pop())
     while unasked:
-        settle(*unasked.pop())
+        settle(unasked.pop())
     return counts
+
+
+def tokenizer_of(engine: Engine) -> Tokenizer | None:
+    """None for an engine that takes messages."""
+    return engine.tokenizer if Capability.TOKENS in engine.capabilities else None
 
 
 def identity(method: Method, engine: Engine) -> dict[str, str]:
     """What shapes every judgment of a method by an engine, whatever it is asked about."""
+    tokenizer = tokenizer_of(engine)
     return {
         "method": method.name,
         "settings": method.fingerprint,
         "parser": method.parser,
         "weights": engine.weights,
         "dtype": engine.dtype,
-        "tokenizer": engine.tokenizer.version,
+        "tokenizer": tokenizer.version if tokenizer else "",
     }
 
 
@@ -157,23 +204,30 @@ def _entries(
     done: Mapping[str, str | None],
     counts: Counter[str],
     progress: Callable[[int], None],
+    judged: Sequence[Judgment],
 ) -> list[_Open]:
-    """What is still to be asked about one prompt, items of the same texts together."""
+    """What is still to be asked about one prompt, items that one request answers together."""
     content = digest(prompt.messages, prompt.references)
     entries: dict[tuple[str, tuple[str, ...]], _Open] = {}
-    for item in method.items(prompt, completions):
-        texts = tuple(c.text for c in item.completions)
-        ids = [c.id for c in item.completions]
-        key = digest("judgment", basis, method.template(item.aspect), item.aspect, content, texts, ids)
+    for item in method.items(prompt, completions, judged):
+        key = judgment_id(basis, method, item, content)
+        request = ("" if method.one_prompt else item.aspect, item.texts)
         if (known := key if key in done else _refusal(key, engine)) in done:
             counts["reused"] += 1
-            counts["unusable"] += done[known] is not None
+            counts["reused_unusable"] += done[known] is not None
             progress(1)
-        elif (same := entries.get((item.aspect, texts))) is not None:
+        elif (same := entries.get(request)) is not None:
             same.twins.append((key, item))
         else:
-            entries[item.aspect, texts] = _Open(item, key, [], [])
+            entries[request] = _Open(item, key, [], [])
     return list(entries.values())
+
+
+def judgment_id(basis: str, method: Method, item: Item, content: str | None = None) -> str:
+    """The content address of a judgment. basis: digest of `identity`'s values; content: of the prompt."""
+    content = content or digest(item.prompt.messages, item.prompt.references)
+    ids = [c.id for c in item.completions]
+    return digest("judgment", basis, method.template(item.aspect), item.aspect, content, item.texts, ids)
 
 
 def _refusal(key: str, engine: Engine) -> str:
@@ -182,24 +236,34 @@ def _refusal(key: str, engine: Engine) -> str:
     return digest("refused", key, engine.context)
 
 
-def _verdict(method: Method, entry: _Open) -> Verdict:
-    if entry.refused is not None:
-        return Verdict(reason=entry.refused.reason)
+def _verdict(method: Method, item: Item, entry: _Open) -> Verdict:
+    if entry.refused is not None or entry.unasked is not None:
+        return Verdict(reason=entry.refused.reason if entry.refused else entry.unasked)
+    return read(method, item, [r for r in entry.replies if r is not None])
+
+
+def read(method: Method, item: Item, replies: Sequence[Reply]) -> Verdict:
+    """What a method reads from replies; a failure of any kind is a verdict with a reason."""
     try:
-        verdict = method.parse(entry.item, [r for r in entry.replies if r is not None])
+        verdict = method.parse(item, replies)
     except RowError as error:
         return Verdict(reason=error.what)
     numbers = [*verdict.measures.values(), *([] if verdict.score is None else [verdict.score])]
     if not all(map(math.isfinite, numbers)):
-        return replace(verdict, score=None, measures={}, reason="the judge's numbers are not finite")
+        return replace(
+            verdict, verdict=None, score=None, measures={}, reason="the judge's numbers are not finite"
+        )
     if verdict.verdict is None and verdict.score is None and verdict.reason is None:
         return replace(verdict, reason="no verdict")
     return verdict
 
 
 def _judgment(
-    key: str, item: Item, verdict: Verdict, method: Method, engine: Engine, usage: dict[str, int]
+    key: str, item: Item, verdict: Verdict, method: Method, engine: Engine, entry: _Open, *, paid: bool
 ) -> Judgment:
+    """paid: whether the usage stands here, of the judgments that one request answers."""
+    reply = next((r for r in entry.replies if isinstance(r, Sampled)), None)
+    top = reply.top_logprobs[0] if reply and reply.top_logprobs else {}
     return Judgment(
         id=key,
         prompt_id=item.prompt.id,
@@ -210,15 +274,23 @@ def _judgment(
         weights=engine.weights,
         template=method.template(item.aspect),
         parser=method.parser,
-        raw=verdict.raw,
+        raw=reply.text if reply else None,
         verdict=verdict.verdict,
         score=verdict.score,
         measures=verdict.measures,
         reason=verdict.reason,
         logprobs=pack_logprobs(verdict.logprobs) if verdict.logprobs is not None else None,
-        usage=usage,
+        usage=dict(entry.usage) if paid else {},
+        finish_reason=reply.finish_reason if reply else None,
+        thinking=reply.thinking if reply else None,
+        top_logprobs={token: round(lp, 6) for token, lp in top.items()},
     )
 
 
-def _size(request: Request) -> int:
-    return len(request.prompt if hasattr(request, "prompt") else request.token_ids)
+def size_of(request: Request) -> int:
+    """Prompt tokens of a request; of messages for a server, a guess of four characters each."""
+    if not isinstance(request, SampleRequest):
+        return len(request.token_ids)
+    if request.prompt and isinstance(request.prompt[0], Message):
+        return sum(len(m.content) for m in request.prompt if isinstance(m, Message)) // 4
+    return len(request.prompt)

@@ -18,7 +18,7 @@ from typing import Any
 
 from gavel.errors import InputError, RowError
 from gavel.protocols import Capability, ScoreRequest, Tokenizer
-from gavel.records import Completion, Message, Prompt, digest
+from gavel.records import Completion, Judgment, Message, Prompt, digest
 from gavel.templates import Template, as_text, guard, load, tables
 from judge.method import Call, Item, Reply, Request, Verdict
 
@@ -56,6 +56,8 @@ class GptScore:
     name: str = field(default="gptscore", init=False)
     parser: str = field(default="gptscore/1", init=False)
     call: Call = field(default=Call.SCORE, init=False)
+    one_prompt: bool = field(default=False, init=False)
+    adaptive: bool = field(default=False, init=False)
     needs: frozenset[Capability] = field(default=frozenset({Capability.SCORE, Capability.TOKENS}), init=False)
 
     def __post_init__(self) -> None:
@@ -114,13 +116,16 @@ class GptScore:
     def template(self, aspect: str) -> str:
         return self._hashes[aspect]
 
-    def items(self, prompt: Prompt, completions: Sequence[Completion]) -> Iterator[Item]:
+    def items(
+        self, prompt: Prompt, completions: Sequence[Completion], judged: Sequence[Judgment] = ()
+    ) -> Iterator[Item]:
         for completion in completions:
             for aspect in self.aspects:
                 yield Item(prompt, (completion,), aspect)
 
-    def render(self, item: Item, tokenizer: Tokenizer) -> list[Request]:
+    def render(self, item: Item, tokenizer: Tokenizer | None) -> list[Request]:
         """One span, or for "rewrite" one for each reference and direction."""
+        assert tokenizer is not None, "needs TOKENS"
         if not item.completions[0].text:
             raise RowError("the text is empty")
         return [self._span(item, tokenizer, *question) for question in self._questions(item)]

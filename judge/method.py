@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from gavel.protocols import (
     Capability,
@@ -17,7 +18,7 @@ from gavel.protocols import (
     ScoreRequest,
     Tokenizer,
 )
-from gavel.records import Completion, Prompt
+from gavel.records import Completion, Judgment, Prompt, digest
 
 Request = SampleRequest | ScoreRequest | RewardRequest
 Reply = Sampled | Scored | Rewarded
@@ -39,16 +40,27 @@ class Item:
     completions: tuple[Completion, ...]
     aspect: str
 
+    def swapped(self) -> Item:
+        """The same question with the completions in the opposite order."""
+        return Item(self.prompt, self.completions[::-1], self.aspect)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return tuple(completion.text for completion in self.completions)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a reply says. Without `verdict` and `score` there is a `reason`: no verdict was found."""
+    """What a reply says. Without `verdict` and `score` there is a `reason`: no verdict was found.
+
+    The fields are those of `gavel.records.Judgment`; what came from the engine (raw reply, likeliest
+    tokens) `judge.collect` adds itself.
+    """
 
     verdict: str | None = None
     score: float | None = None
     measures: dict[str, float] = field(default_factory=dict)
     reason: str | None = None
-    raw: str | None = None
     logprobs: Sequence[float] | None = None
 
 
@@ -56,8 +68,9 @@ class Method(Protocol):
     """A way of judging.
 
     fingerprint: all options that shape a judgment; it is part of the judgment's id. parser: version
-    of `parse`. aspects: what it asks about. call: the engine call that its requests are for. needs: what
-    the engine must do.
+    of `parse`. aspects: what it asks about. call: the engine call that its requests are for. needs:
+    what the engine must do. one_prompt: whether one request asks about all aspects at once.
+    adaptive: whether what is asked next depends on what was answered.
     """
 
     @property
@@ -78,19 +91,75 @@ class Method(Protocol):
     @property
     def needs(self) -> frozenset[Capability]: ...
 
+    @property
+    def one_prompt(self) -> bool: ...
+
+    @property
+    def adaptive(self) -> bool: ...
+
     def template(self, aspect: str) -> str:
         """Hash of the template that asks about an aspect."""
         ...
 
-    def items(self, prompt: Prompt, completions: Sequence[Completion]) -> Iterator[Item]:
-        """The questions to ask about the completions of one prompt."""
+    def items(
+        self, prompt: Prompt, completions: Sequence[Completion], judged: Sequence[Judgment] = ()
+    ) -> Iterator[Item]:
+        """The questions to ask about the completions of one prompt.
+
+        judged: what is recorded of this prompt; only an adaptive method reads it, and it asks the same
+        again whatever part of it is there, so that a stopped pass goes on.
+        """
         ...
 
-    def render(self, item: Item, tokenizer: Tokenizer) -> list[Request]:
-        """Requests of one item; their keys are set by the caller. Raises RowError when it cannot be
-        asked. No requests at all: `parse` decides without the judge."""
+    def render(self, item: Item, tokenizer: Tokenizer | None) -> list[Request]:
+        """Requests of one item; their keys are set by the caller. tokenizer: None for an engine that
+        takes messages. Raises RowError when it cannot be asked. No requests at all: `parse` decides
+        without the judge."""
         ...
 
     def parse(self, item: Item, replies: Sequence[Reply]) -> Verdict:
         """Reads the replies, in the order of the requests. Raises RowError when they say nothing."""
         ...
+
+
+class OwnMethod:
+    """A base for methods of your own: write `score`, or `render` and `parse` to ask the engine.
+
+    Settings are the fields of a frozen dataclass; they and the class's source are the fingerprint.
+    """
+
+    name: ClassVar[str] = "own"
+    parser: ClassVar[str] = "1"
+    aspects: tuple[str, ...] = ("score",)
+    call: ClassVar[Call] = Call.SAMPLE
+    needs: ClassVar[frozenset[Capability]] = frozenset()
+    one_prompt: ClassVar[bool] = False
+    adaptive: ClassVar[bool] = False
+
+    @property
+    def fingerprint(self) -> str:
+        return repr(self) if hasattr(self, "__dataclass_fields__") else type(self).__qualname__
+
+    def template(self, aspect: str) -> str:
+        try:
+            source = inspect.getsource(type(self))
+        except (OSError, TypeError):  # defined where there is no file
+            source = type(self).__qualname__
+        return digest("own", source, aspect)
+
+    def items(
+        self, prompt: Prompt, completions: Sequence[Completion], judged: Sequence[Judgment] = ()
+    ) -> Iterator[Item]:
+        for aspect in self.aspects:
+            for completion in completions:
+                yield Item(prompt, (completion,), aspect)
+
+    def render(self, item: Item, tokenizer: Tokenizer | None) -> list[Request]:
+        return []
+
+    def parse(self, item: Item, replies: Sequence[Reply]) -> Verdict:
+        return Verdict(score=self.score(item.prompt, item.completions[0]))
+
+    def score(self, prompt: Prompt, completion: Completion) -> float:
+        """A number, higher is better. Raises RowError when there is none."""
+        raise NotImplementedError

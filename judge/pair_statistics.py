@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Tally:
         self._margins = array("d")
         self._chars = [0, 0]  # of all chosen, of all rejected
         self._longer = 0
+        self._orders = [0, 0]  # pairs answered in both orders, pairs of those whose orders disagree
         self._policies: Counter[tuple[str, str, str]] = Counter()
 
     def add_prompt(self, candidates: Sequence[Candidate], pairs: Sequence[Proposal]) -> None:
@@ -49,6 +51,10 @@ class Tally:
             if candidate.score is not None:
                 self._scores.append(candidate.score)
                 self._lengths.append(len(made.text))
+        compared = next((c.standing for c in candidates if c.standing is not None), None)
+        if compared is not None:
+            self._orders[0] += compared.asked_both
+            self._orders[1] += len(compared.disputed)
         texts = {c.completion.text for c in candidates if c.completion.text.strip()}
         self._texts.extend(_hash(text) for text in texts)
 
@@ -81,6 +87,27 @@ class Tally:
             "mean_chars": {"chosen": self._chars[0] / n, "rejected": self._chars[1] / n},
             "chosen_longer": self._longer / n,
             "length_correlation": rank_correlation(self._scores, self._lengths),
+        }
+
+    def orders(self, gate: Mapping[str, Any] | None) -> dict[str, Any]:
+        """How often the two orders of a pair disagree, and the flip rate: how often a label is wrong.
+
+        From a gate's accuracy on gold labels where the pass has one (1 − accuracy), else from the
+        orders: if each errs on its own with rate ε, they disagree with 2ε(1 − ε). A judge that errs in
+        both orders alike is not caught by that, so it is a lower bound. None where nothing was asked
+        in both orders. Never 0.5 or more: such labels teach nothing.
+        """
+        both, differ = self._orders
+        share = differ / both if both else None
+        flip = from_what = None
+        if gate is not None and gate.get("accuracy") is not None:
+            flip, from_what = 1.0 - float(gate["accuracy"]), "gold"
+        elif share is not None:
+            flip, from_what = (1 - math.sqrt(max(0.0, 1 - 2 * share))) / 2, "orders"
+        return {
+            "order_disagreement": share,
+            "flip_rate": None if flip is None else min(flip, 0.49),
+            "flip_rate_from": from_what,
         }
 
     def policies(self) -> list[dict[str, Any]]:

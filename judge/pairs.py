@@ -28,6 +28,7 @@ from judge.select import (
     eligible,
     is_swapped,
     margin,
+    p_better,
     score_completions,
     select,
 )
@@ -104,6 +105,7 @@ def make_pairs(run: RunDir, config: PairConfig) -> dict[str, Any]:
         **tally.counts(),
         "dropped": dict(dropped),
         **tally.statistics(),
+        **tally.orders(run.manifest().get("gates", {}).get(judging)),
         "repeated_texts": tally.repeated_texts(run.completions_path),
         "labels_shuffled": config.shuffle_labels,
         "labels_swapped": tally.swapped,
@@ -165,6 +167,7 @@ class _Judged(msgspec.Struct):
     template: str
     parser: str
     score: float | None = None
+    verdict: str | None = None
     reason: str | None = None
 
 
@@ -183,10 +186,9 @@ def survey(path: Path) -> dict[str, Any]:
         judgments += 1
         for key, values in seen.items():
             values.add(getattr(row, key))
-        if len(row.completion_ids) == 1:
-            single += 1
-            templates.setdefault(row.aspect, set()).add(row.template)
-        if row.score is None or row.reason is not None:
+        single += len(row.completion_ids) == 1
+        templates.setdefault(row.aspect, set()).add(row.template)
+        if row.reason is not None or (row.score is None and row.verdict is None):
             reason = row.reason or "no score"
             reasons[reason if reason in reasons or len(reasons) < _LISTED else "other"] += 1
     return {
@@ -202,11 +204,7 @@ def choose_aspects(source: dict[str, Any], wanted: tuple[str, ...], judging: str
     """The aspects to average: those wanted (each once), else all of the pass."""
     known = tuple(source["templates"])
     if not known:
-        what = "holds no judgments" if not source["judgments"] else "holds no judgments of single completions"
-        raise RunDirError(
-            f"judging pass {judging!r} {what} yet",
-            hint="Run gavel judge with a method that scores, such as gptscore.",
-        )
+        raise RunDirError(f"judging pass {judging!r} holds no judgments yet", hint="Run gavel judge first.")
     for aspect in wanted:
         if aspect not in known:
             raise InputError(
@@ -248,9 +246,10 @@ def distinct_prompts(run: RunDir) -> Iterator[Prompt]:
 
 def as_record(prompt_id: str, pair: Proposal, swapped: bool) -> PreferencePair:
     """One pair. In a swapped one each score stays with its completion, and the margin is still the size
-    of their difference: no number says anything false of a text, and the margin is always above 0."""
+    of their difference: no score says anything false of a text, and the margin is always above 0. The
+    probability stays with the label, so that a trainer that reads it learns nothing either."""
     chosen, rejected = reversed(pair) if swapped else pair
-    judgment_ids = chosen.judgment_ids + rejected.judgment_ids
+    judgment_ids = tuple(dict.fromkeys(chosen.judgment_ids + rejected.judgment_ids))
     ids = (prompt_id, chosen.completion.id, rejected.completion.id)
     return PreferencePair(
         id=digest("pair", *ids, judgment_ids),
@@ -258,6 +257,7 @@ def as_record(prompt_id: str, pair: Proposal, swapped: bool) -> PreferencePair:
         chosen_id=ids[1],
         rejected_id=ids[2],
         margin=margin(pair),
+        p_chosen=p_better(*pair),
         chosen_score=chosen.number,
         rejected_score=rejected.number,
         judgment_ids=judgment_ids,

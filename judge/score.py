@@ -17,14 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from gavel.errors import CheckFailed, InputError, RowError
-from gavel.progress import Progress
-from gavel.protocols import Engine
-from gavel.records import Completion, Judgment, Prompt, digest
-from gavel.rundir import Index, JsonlWriter, RunDir, disk_error
+from gavel.records import Completion, Judgment, Prompt
+from gavel.rundir import Index, RunDir, disk_error
 from gavel.sources import BadRows, OutputReader, OutputRow, Row, read_outputs, read_rows
-from judge.collect import collect, identity, recorded
-from judge.method import Method
+from judge.collect import UNLIMITED, Limits
+from judge.judging import Judging
+from judge.select import Candidate, score_completions
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 
@@ -93,11 +94,11 @@ def check_source(
 def score(
     source: str,
     out: Path,
-    engine: Engine,
-    method: Method,
+    judging: Judging,
     *,
     mapping: Mapping[str, str],
     correlate: Sequence[str] = (),
+    limits: Limits = UNLIMITED,
 ) -> dict[str, Any]:
     """Scores every row of `source` into `out` and returns a summary.
 
@@ -114,26 +115,23 @@ def score(
     """
     started = time.monotonic()
     with RunDir.open(out.with_name(f".{out.name}.gavel")) as journal:
-        asks = [(aspect, method.template(aspect)) for aspect in method.aspects]
-        path = journal.judgments_path(digest(identity(method, engine), asks))
-        rows = read_outputs(source, mapping, BadRows.quiet())
-        groups = ((row.prompt, list(row.completions)) for row in rows)
-        with JsonlWriter(path) as writer, Progress(f"scoring ({method.name})", None) as progress:
-            counts = collect(
-                groups,
-                method,
-                engine,
-                done=recorded(path),
-                record=writer.append,
-                progress=progress.advance,
-            )
+
+        def groups() -> Iterator[tuple[Prompt, list[Completion]]]:
+            rows = read_outputs(source, mapping, BadRows.quiet())
+            return ((row.prompt, list(row.completions)) for row in rows)
+
+        try:
+            summary = judging.judge(journal, judging.identity(), groups, limits)
+        except CheckFailed:  # every row is written with its reason
+            summary = journal.manifest()["stages"][f"judge/{judging.identity()}"]
+        path = journal.judgments_path(judging.identity())
         index = Index(path)
         human, length = Correlations(), Correlations()
         try:
             written, scored = _write(out, _rows(source, mapping, index, correlate, human, length))
         finally:
             index.close()
-        if not counts["failed"]:
+        if not summary["failed"] and not summary["left"]:
             shutil.rmtree(journal.path)
     if not scored:
         raise CheckFailed(
@@ -144,16 +142,14 @@ def score(
         "rows": written,
         "scored": scored,
         "without_score": written - scored,
-        "failed": counts["failed"],
-        "calls": counts["calls"],
-        "tokens": counts["tokens"],
+        "failed": summary["failed"],
+        "left": summary["left"],
+        "calls": summary["calls"],
+        "tokens": summary["tokens"],
         "rank_correlation": human.rank(),
         "rank_correlation_with_length": length.rank(),
         "seconds": round(seconds, 2),
-        "judge": engine.model,
-        "weights": engine.weights,
-        "method": method.name,
-        "settings": method.fingerprint,
+        **{key: summary[key] for key in ("judge", "weights", "method", "settings")},
         "out": str(out),
     }
 
@@ -191,9 +187,7 @@ def _scored_row(
     human: Correlations,
     length: Correlations,
 ) -> dict[str, Any]:
-    judgments: dict[str, list[Judgment]] = {}
-    for judgment in index.read(found.prompt.id, Judgment):
-        judgments.setdefault(judgment.completion_ids[0], []).append(judgment)
+    judgments = _by_completion(found, index)
     scores, reasons = [], []
     for completion in found.completions:
         by_aspect = {j.aspect: j for j in judgments.get(completion.id, [])}
@@ -217,11 +211,37 @@ def _scored_row(
     return done | ({named: "; ".join(dict.fromkeys(reasons))} if reasons else {})
 
 
+def _by_completion(found: OutputRow, index: Index) -> dict[str, list[Judgment]]:
+    """Completion id → its judgments; comparisons as one judgment per aspect with the strength."""
+    mine = {completion.id for completion in found.completions}
+    judgments: dict[str, list[Judgment]] = {}
+    compared: dict[str, list[Judgment]] = {}
+    for judgment in index.read(found.prompt.id, Judgment):
+        if len(judgment.completion_ids) == 1:
+            judgments.setdefault(judgment.completion_ids[0], []).append(judgment)
+        elif mine.issuperset(judgment.completion_ids):
+            compared.setdefault(judgment.aspect, []).append(judgment)
+    for aspect, rest in compared.items():
+        for candidate in score_completions(found.completions, rest, [aspect]):
+            judgments.setdefault(candidate.completion.id, []).append(_as_judgment(candidate, aspect, rest[0]))
+    return judgments
+
+
+def _as_judgment(candidate: Candidate, aspect: str, like: Judgment) -> Judgment:
+    reason = None if candidate.score is not None else "no comparison with a verdict"
+    return msgspec.structs.replace(
+        like, completion_ids=(candidate.completion.id,), score=candidate.score, reason=reason,
+        measures={}, verdict=None, aspect=aspect,
+    )  # fmt: skip
+
+
 def _measures(judgment: Judgment) -> dict[str, float] | None:
     """A judgment's numbers; its score alone where the method measures nothing else."""
     if judgment.reason is not None or judgment.score is None:
         return None
-    measures: dict[str, float] = judgment.measures or {"score": judgment.score}
+    measures: dict[str, float] = judgment.measures
+    if judgment.score not in measures.values():  # gptscore's score is one of its measures
+        measures = {"score": judgment.score, **measures}
     return {name: int(value) if name == "tokens" else value for name, value in measures.items()}
 
 

@@ -3,8 +3,8 @@
 A strategy proposes pairs, filters drop some of them, and everything dropped is counted by name.
 Nothing here depends on the order in which completions were recorded.
 
-Left out: verdicts over several completions at once (pairwise). They would come in beside
-`score_completions`, as another way to make candidates; the strategies read only scores.
+Scores come from judgments of single completions, or from comparisons as Bradley-Terry strengths
+(`judge.standing`); the strategies read only scores.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from enum import StrEnum
 
 from gavel.errors import InputError
 from gavel.records import Completion, Judgment, digest
+from judge.standing import Standing, standing
 
 
 class Strategy(StrEnum):
@@ -36,6 +37,7 @@ class Drop(StrEnum):
     DUPLICATE = "duplicate"  # completions with the text of another one
     TOO_FEW = "too_few"  # prompts with fewer than two completions left
     TIE = "tie"  # proposed pairs of equal score
+    DISPUTED = "disputed"  # proposed pairs whose two orders disagree
     MIN_MARGIN = "min_margin"  # proposed pairs under the minimum margin
     MAX_LENGTH_RATIO = "max_length_ratio"  # proposed pairs of too different lengths
     PER_PROMPT = "per_prompt"  # pairs over the number wanted of a prompt
@@ -49,6 +51,8 @@ class Selection:
     min_margin: smallest difference of scores, in the judge's own unit.
     max_length_ratio: characters of the longer text over those of the shorter; None for no limit.
     per_prompt: at most so many pairs of a prompt, the widest margins first; None for no limit.
+    disputed: what becomes of a pair whose two orders disagree: "soften" keeps it with the probability
+        of both together, "drop" drops it.
     seed: of best-random.
 
     Raises:
@@ -60,6 +64,7 @@ class Selection:
     min_margin: float = 0.0
     max_length_ratio: float | None = None
     per_prompt: int | None = None
+    disputed: str = "soften"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,6 +72,8 @@ class Selection:
             raise InputError(
                 f"no strategy {self.strategy!r}", where="--strategy", hint=f"Known: {', '.join(Strategy)}."
             )
+        if self.disputed not in ("soften", "drop"):
+            raise InputError(f"{self.disputed!r} is neither soften nor drop", where="--disputed")
         if self.k < 1:
             raise InputError(f"must be at least 1, not {self.k}", where="--k")
         if not (math.isfinite(self.min_margin) and self.min_margin >= 0):
@@ -82,11 +89,18 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A completion with what the judge made of it. score: higher is better, None if unscored."""
+    """A completion with what the judge made of it.
+
+    score: higher is better, None if unscored. sd: of the score, where the judge gives one. log_odds: a
+    score whose differences are log-odds of being better. standing: of all that was compared.
+    """
 
     completion: Completion
     score: float | None
     judgment_ids: tuple[str, ...] = ()
+    sd: float | None = None
+    log_odds: float | None = None
+    standing: Standing | None = None
 
     @property
     def number(self) -> float:
@@ -101,28 +115,85 @@ Proposal = tuple[Candidate, Candidate]  # chosen, rejected
 def score_completions(
     completions: Iterable[Completion], judgments: Iterable[Judgment], aspects: Sequence[str]
 ) -> list[Candidate]:
-    """Scores each completion with the mean over the aspects of its mean score in each.
+    """Scores each completion.
 
-    An aspect that was asked about several times is the mean of its usable judgments; one without a
-    usable judgment leaves the completion unscored. Judgments over several completions are not read.
+    From judgments of single completions: the mean over the aspects of its mean score in each. An
+    aspect that was asked about several times is the mean of its usable judgments; one without a
+    usable judgment leaves the completion unscored. From comparisons: its Bradley-Terry strength.
     """
-    asked: dict[tuple[str, str], list[Judgment]] = defaultdict(list)
+    singles: dict[tuple[str, str], list[Judgment]] = defaultdict(list)
+    comparisons = []
     for judgment in judgments:
-        if len(judgment.completion_ids) == 1 and is_usable(judgment):
-            asked[judgment.completion_ids[0], judgment.aspect].append(judgment)
+        if len(judgment.completion_ids) > 1:
+            if judgment.aspect in aspects:
+                comparisons.append(judgment)
+        elif is_usable(judgment):
+            singles[judgment.completion_ids[0], judgment.aspect].append(judgment)
+    if comparisons:
+        return _compared(completions, comparisons)
     found = []
     for completion in completions:
-        by_aspect = [asked.get((completion.id, aspect), []) for aspect in aspects]
-        score, ids = None, tuple(sorted(j.id for answers in by_aspect for j in answers))
+        by_aspect = [singles.get((completion.id, aspect), []) for aspect in aspects]
         if aspects and all(by_aspect):
-            score = _mean([_mean([float(j.score or 0.0) for j in answers]) for answers in by_aspect])
-        found.append(Candidate(completion, score, ids if score is not None else ()))
+            found.append(_scored(completion, by_aspect))
+        else:
+            found.append(Candidate(completion, None))
     return found
 
 
+def _scored(completion: Completion, by_aspect: Sequence[Sequence[Judgment]]) -> Candidate:
+    score = _mean([_mean([float(j.score or 0.0) for j in answers]) for answers in by_aspect])
+    ids = tuple(sorted(j.id for answers in by_aspect for j in answers))
+    sds = [j.measures.get("sd") for answers in by_aspect for j in answers]
+    known = [sd for sd in sds if sd is not None]
+    sd = math.sqrt(math.fsum(x * x for x in known)) / len(known) if known and len(known) == len(sds) else None
+    odds = by_aspect[0][0].measures.get("log_odds") if len(ids) == 1 else None
+    return Candidate(completion, score, ids, sd, odds)
+
+
+def _compared(completions: Iterable[Completion], judgments: Sequence[Judgment]) -> list[Candidate]:
+    found = standing(judgments)
+    made = []
+    for completion in completions:
+        if found is None or completion.id not in found.places:
+            made.append(Candidate(completion, None))
+        else:
+            ids = found.judgment_ids[completion.id]
+            made.append(Candidate(completion, found.score(completion.id), ids, standing=found))
+    return made
+
+
+def p_better(one: Candidate, other: Candidate) -> float | None:
+    """Probability that `one` is better than `other`, None where the method gives none.
+
+    From comparisons: `Standing.p`. From log-odds (reward models, DPO's own reward): their difference
+    through the sigmoid (Bradley-Terry). From ratings with a standard deviation: the normal
+    approximation Φ((a − b) / √(sd_a² + sd_b²)).
+    """
+    if one.standing is not None and one.standing is other.standing:
+        return one.standing.p(one.completion.id, other.completion.id)
+    if one.log_odds is not None and other.log_odds is not None:
+        return 0.5 * (1 + math.tanh(0.5 * (one.log_odds - other.log_odds)))
+    if one.sd is not None and other.sd is not None and (spread := math.hypot(one.sd, other.sd)) > 0:
+        return 0.5 * (1 + math.erf((one.number - other.number) / (spread * math.sqrt(2))))
+    return None
+
+
+def is_disputed(one: Candidate, other: Candidate) -> bool:
+    """Whether the two orders in which they were compared disagree."""
+    if one.standing is None:
+        return False
+    a, b = sorted((one.completion.id, other.completion.id))
+    return (a, b) in one.standing.disputed
+
+
 def is_usable(judgment: Judgment) -> bool:
-    """Whether a judgment gave a number."""
-    return judgment.score is not None and judgment.reason is None and math.isfinite(judgment.score)
+    """Whether a judgment says something: a number, or an order."""
+    if judgment.reason is not None:
+        return False
+    if len(judgment.completion_ids) > 1:
+        return judgment.verdict is not None
+    return judgment.score is not None and math.isfinite(judgment.score)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -140,10 +211,10 @@ def eligible(candidates: Iterable[Candidate], dropped: Counter[str]) -> list[Can
     for candidate in sorted(candidates, key=lambda c: (c.completion.index, c.completion.id)):
         if not candidate.completion.text.strip():
             dropped[Drop.EMPTY] += 1
-        elif candidate.score is None:
-            dropped[Drop.UNSCORED] += 1
         elif candidate.completion.text in seen:
             dropped[Drop.DUPLICATE] += 1
+        elif candidate.score is None:
+            dropped[Drop.UNSCORED] += 1
         else:
             seen.add(candidate.completion.text)
             kept.append(candidate)
@@ -197,6 +268,8 @@ def objection(pair: Proposal, rules: Selection) -> Drop | None:
     chosen, rejected = pair
     if same_score(chosen.number, rejected.number):
         return Drop.TIE
+    if rules.disputed == "drop" and is_disputed(chosen, rejected):
+        return Drop.DISPUTED
     short_of = margin(pair) < rules.min_margin
     if short_of and not math.isclose(margin(pair), rules.min_margin, rel_tol=1e-9):  # 0.3 - 0.2 >= 0.1
         return Drop.MIN_MARGIN

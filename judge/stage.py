@@ -5,26 +5,42 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from gavel.errors import CheckFailed, RunDirError
 from gavel.progress import Progress
 from gavel.protocols import Engine
-from gavel.records import Completion, Prompt
+from gavel.records import Completion, Judgment, Prompt
 from gavel.rundir import Index, JsonlWriter, RunDir, read_lines, read_records
 from gavel.sources import BadRows, OutputRow
-from judge.collect import collect, identity, recorded
+from judge.collect import UNLIMITED, Limits, collect, identity, recorded
 from judge.method import Method
 
+#: Prompts with their completions, from the start each time it is called.
+Groups = Callable[[], Iterable[tuple[Prompt, list[Completion]]]]
 
-def judge(run: RunDir, engine: Engine, method: Method, *, name: str | None = None) -> dict[str, Any]:
+
+def judge(
+    run: RunDir,
+    engine: Engine,
+    method: Method,
+    *,
+    name: str | None = None,
+    groups: Groups | None = None,
+    limits: Limits = UNLIMITED,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Judges what the pass does not hold yet and returns a summary.
 
     Args:
-        run: open for writing, with prompts and completions.
+        run: open for writing.
         name: of the pass; method and judge by default.
+        groups: what to judge; None for the completions of the run.
+        limits: where to stop asking.
+        options: what the method was made of, kept so that its replies can be read again.
 
     Raises:
         CapabilityError: the engine cannot do what the method needs.
@@ -34,26 +50,15 @@ def judge(run: RunDir, engine: Engine, method: Method, *, name: str | None = Non
     started = time.monotonic()
     judging = name or pass_name(method.name, engine.model)
     path = run.judgments_path(judging)
-    if next(read_lines(run.completions_path), None) is None:
+    if groups is None and next(read_lines(run.completions_path), None) is None:
         raise RunDirError(
             "holds no completions to judge", where=str(run.path), hint="Run gavel generate first."
         )
     stage = f"judge/{judging}"
-    _claim_pass(run, judging, method, engine)
+    _claim_pass(run, judging, method, engine, options)
     run.reopen_stage(stage)
-    with (
-        contextlib.closing(Index(run.completions_path)) as index,
-        JsonlWriter(path) as writer,
-        Progress(f"judging ({method.name})", None) as progress,
-    ):
-        counts = collect(
-            _groups(run, index),
-            method,
-            engine,
-            done=recorded(path),
-            record=writer.append,
-            progress=progress.advance,
-        )
+    with contextlib.closing(Index(run.completions_path)) as index:
+        counts = _rounds(path, method, engine, groups or (lambda: groups_of(run, index)), limits)
     seconds = time.monotonic() - started
     judgments = counts["judged"] + counts["reused"]
     summary = {
@@ -63,20 +68,50 @@ def judge(run: RunDir, engine: Engine, method: Method, *, name: str | None = Non
         "reused": counts["reused"],
         "unusable": counts["unusable"],
         "failed": counts["failed"],
+        "left": counts["left"],
         "calls": counts["calls"],
         "tokens": counts["tokens"],
+        "completion_tokens": counts["completion_tokens"],
         "seconds": round(seconds, 2),
         "judge": engine.model,
         "weights": engine.weights,
         "method": method.name,
         "settings": method.fingerprint,
     }
-    run.finish_stage(stage, summary)
+    if not counts["left"]:
+        run.finish_stage(stage, summary)
     if judgments and counts["unusable"] == judgments:
         raise CheckFailed(
             "not one judgment could be used", where=str(path), hint="Their reasons stand in the file."
         )
     return summary
+
+
+def _rounds(path: Path, method: Method, engine: Engine, groups: Groups, limits: Limits) -> Counter[str]:
+    """Asks until the method has nothing more to ask: once, or for an adaptive one round by round."""
+    total: Counter[str] = Counter()
+    while True:
+        with contextlib.closing(Index(path)) as index:
+
+            def judged(prompt_id: str, index: Index = index) -> list[Judgment]:
+                return index.read(prompt_id, Judgment) if method.adaptive else []
+
+            with JsonlWriter(path) as writer, Progress(f"judging ({method.name})", None) as progress:
+                counts = collect(
+                    groups(),
+                    method,
+                    engine,
+                    done=recorded(path),
+                    record=writer.append,
+                    progress=progress.advance,
+                    judged=judged,
+                    limits=limits.after(total),
+                )
+        again = ("reused", "reused_unusable") if total else ()
+        total.update({key: n for key, n in counts.items() if key not in again})
+        if not method.adaptive or not counts["judged"] or counts["left"]:
+            total["unusable"] += total["reused_unusable"]
+            return total
 
 
 def take_in_outputs(run: RunDir, read: Callable[[BadRows], Iterable[OutputRow]], bad: BadRows) -> int:
@@ -107,7 +142,9 @@ def take_in_outputs(run: RunDir, read: Callable[[BadRows], Iterable[OutputRow]],
     return count
 
 
-def _claim_pass(run: RunDir, judging: str, method: Method, engine: Engine) -> None:
+def _claim_pass(
+    run: RunDir, judging: str, method: Method, engine: Engine, options: Mapping[str, Any] | None
+) -> None:
     """Notes what a pass is judged by; judgments of several kinds in one would be averaged into pairs.
 
     Raises RunDirError when it was judged by something else. Further aspects are welcome.
@@ -126,6 +163,8 @@ def _claim_pass(run: RunDir, judging: str, method: Method, engine: Engine) -> No
             hint="Give this one a name of its own with --name.",
         )
     entry = {"judge": engine.model, **now, "templates": templates | asks}
+    if options is not None:
+        entry["options"] = dict(options)
     if entry != before:
         run.note(passes=passes | {judging: entry})
 
@@ -135,7 +174,7 @@ def pass_name(method: str, model: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{method}-{Path(model).name or model}").strip("-.")
 
 
-def _groups(run: RunDir, index: Index) -> Iterator[tuple[Prompt, list[Completion]]]:
+def groups_of(run: RunDir, index: Index) -> Iterator[tuple[Prompt, list[Completion]]]:
     for prompt in read_records(run.prompts_path, Prompt):
         completions = index.read(prompt.id, Completion)
         if completions:

@@ -20,9 +20,10 @@ from gavel.records import Prompt
 from gavel.rundir import RunDir
 from gavel.sources import BadRows
 from generate.stage import GenerateConfig, generate, take_in
+from judge.gate import Gate
+from judge.judging import Single
 from judge.method import Method
 from judge.pairs import PairConfig, make_pairs
-from judge.stage import judge
 from train.config import DpoConfig
 
 
@@ -71,6 +72,7 @@ def run_rounds(
     prompts: Callable[[int], Iterable[Prompt]],
     evaluate: Callable[[Round], None],
     seconds: Seconds,
+    gate: Gate | None = None,
 ) -> list[Round]:
     """Runs all rounds below `root`, which is ROOT/rounds/01 and so on, each a run directory.
 
@@ -78,9 +80,13 @@ def run_rounds(
         policy: an engine with the weights of `config.dpo.model`; it ends with the last round's.
         prompts: the prompts of a round.
         evaluate: called with each round (0 before any training) while `policy` has its weights.
+        gate: what the judge must pass before it labels; asked once, noted in every round.
 
     Returns: the rounds, from round 0.
+
+    Raises CheckFailed when the judge fails the gate: nothing was labelled in that round.
     """
+    judging = Single(judge_engine, method)
     done = [Round(0, config.dpo.model)]
     with seconds.of("evaluate"):
         evaluate(done[0])
@@ -94,7 +100,9 @@ def run_rounds(
                 sampled = generate(run, policy, sampling, ids=ids)
             say(f"round {number}: {sampled['completions']:,} completions of {sampled['prompts']:,} prompts")
             with seconds.of("judge"):
-                judged = judge(run, judge_engine, method)
+                if gate is not None:
+                    gate.check(run, judging, journal=root / "gold")
+                judged = judging.judge(run)
             with seconds.of("pairs"):
                 pairs = make_pairs(run, replace(config.pairs, judgments=judged["pass"]))
             say(f"round {number}: {judged['judgments']:,} judgments, {pairs['pairs']:,} pairs")

@@ -111,7 +111,7 @@ def test_every_command_has_a_help_line_and_options_that_are_read() -> None:
         (["generate", *TO, "--max-bad-rows", "-1"], "--max-bad-rows"),
         (["generate", *TO, "--config", "none.toml"], "none.toml: cannot be read"),
         (["judge", "nowhere", *FAKE_JUDGE], "no such run directory or file"),
-        (["judge", "."], "Missing option '--judge'"),
+        (["judge", ".", "--out", "run"], "--judge: a judge is needed"),
         (["pairs", "nowhere"], "nowhere"),
         (["train"], "Usage:"),
         (["train", "dpo", "--model", "m"], "Missing option"),

@@ -26,9 +26,9 @@ from gavel.protocols import Capability, Sampled, SampleRequest, ScoreRequest
 from gavel.records import Completion, Message, Prompt, Sampling, digest, prompt_id, seed_for
 from gavel.rundir import RunDir, read_records
 from gavel.sources import BadRows
+from gavel.thinking import DEFAULT, Tags, split_thinking
 from gavel.tokenizer import HfTokenizer
 from generate.stage import GenerateConfig, generate, take_in
-from gavel.thinking import DEFAULT, Tags, split_thinking
 
 Gavel = Callable[..., Ran]
 

@@ -19,7 +19,7 @@ from gavel.protocols import Capability, SampleRequest, ScoreRequest, Tokenizer
 from gavel.records import Completion, Judgment, Message, PreferencePair, Prompt, Sampling
 from gavel.rundir import JsonlWriter, RunDir, read_records
 from judge.gptscore import GptScore
-from judge.method import Call, Item, Reply, Request, Verdict
+from judge.method import Call, Item, OwnMethod, Reply, Request, Verdict
 from judge.pairs import PairConfig, make_pairs
 from judge.stage import judge, pass_name
 
@@ -253,7 +253,7 @@ def test_an_engine_that_cannot_score_is_refused_before_any_work(tmp_path: Path) 
 
 # a user's own method
 @dataclass(frozen=True)
-class Rater:
+class Rater(OwnMethod):
     """Asks for a rating in words; knows without asking that "same" is 5; refuses to judge "taboo"."""
 
     aspects: tuple[str, ...] = ("taste",)
@@ -271,11 +271,14 @@ class Rater:
     def template(self, aspect: str) -> str:
         return f"rate {aspect}"
 
-    def items(self, prompt: Prompt, completions: Sequence[Completion]) -> Iterator[Item]:
+    def items(
+        self, prompt: Prompt, completions: Sequence[Completion], judged: Sequence[Judgment] = ()
+    ) -> Iterator[Item]:
         for made in completions:
             yield Item(prompt, (made,), "taste")
 
-    def render(self, item: Item, tokenizer: Tokenizer) -> list[Request]:
+    def render(self, item: Item, tokenizer: Tokenizer | None) -> list[Request]:
+        assert tokenizer is not None
         text = item.completions[0].text
         if text == "taboo":
             raise RowError("will not judge this")
@@ -292,7 +295,7 @@ class Rater:
         text = replies[0].text  # type: ignore[union-attr]
         if text == "none":
             raise RowError("no rating in the reply")
-        return Verdict(score=float(text) - self.harsh, raw=text)
+        return Verdict(score=float(text) - self.harsh)
 
 
 def test_a_user_s_own_method(gavel: Gavel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,14 +309,14 @@ def test_a_user_s_own_method(gavel: Gavel, tmp_path: Path, monkeypatch: pytest.M
     assert found["same"].score == 5.0
     assert (found["taboo"].score, found["taboo"].reason) == (None, "will not judge this")
     none = [j for j in found.values() if j.reason == "no rating in the reply"]
-    rated = [j for j in found.values() if j.raw is not None]
-    assert none
+    rated = [j for j in found.values() if j.raw is not None and j.reason is None]
+    assert none and {j.raw for j in none} == {"none"}, "the reply is kept, to be read again"
     assert {j.score for j in rated} == {1.0, 2.0, 3.0}
     assert all(j.score == float(j.raw or 0) for j in rated)
     assert json.loads(done.out)["unusable"] == 1 + len(none)
     harsh = gavel(*base, "--method-arg", "harsh=true", "--name", "harsh")
     assert harsh.code == 0, harsh.err
-    assert {j.score for j in judgments(path, "harsh") if j.raw} == {0.0, 1.0, 2.0}
+    assert {j.score for j in judgments(path, "harsh") if j.raw} == {0.0, 1.0, 2.0, None}
     with pytest.raises(InputError):
         from judge.methods import make_method
 

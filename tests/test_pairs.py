@@ -300,7 +300,7 @@ def test_the_summary_counts_everything_once(tmp_path: Path) -> None:
     assert (summary["prompts"], summary["prompts_without_pair"]) == (4, 3)
     assert (summary["completions"], summary["scored"]) == (8, 7)
     assert summary["dropped"] == {
-        "unscored": 1, "empty": 1, "duplicate": 1, "too_few": 2, "tie": 1, "min_margin": 0,
+        "unscored": 1, "empty": 1, "duplicate": 1, "too_few": 2, "tie": 1, "disputed": 0, "min_margin": 0,
         "max_length_ratio": 0, "per_prompt": 0,
     }  # fmt: skip
     assert summary["scores"]["mean"] == pytest.approx((3 + 1 + 3 + 2 + 2 + 9 + 2) / 7)

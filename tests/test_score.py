@@ -21,6 +21,7 @@ from gavel.errors import InputError
 from gavel.protocols import Scored, ScoreRequest
 from gavel.sources import BadRows
 from judge.gptscore import GptScore
+from judge.judging import Single
 from judge.score import Correlations, check_destination, check_source, score
 
 Gavel = Callable[..., Ran]
@@ -58,7 +59,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def scored(source: Path, out: Path, engine: Any = None, method: Any = None, **more: Any) -> dict[str, Any]:
     method = method or GptScore(aspects=("fluency",))
-    return score(str(source), out, engine or Fixed(), method, mapping={}, **more)
+    return score(str(source), out, Single(engine or Fixed(), method), mapping={}, **more)
 
 
 def fake(source: Path, out: Path, *more: object) -> list[object]:

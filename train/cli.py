@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 
 import click
 
-from gavel.command import command, emit, key_values, say
+from gavel.command import command, emit, key_values, place, say
 from gavel.errors import InputError
 from gavel.options import source_options
-from train.config import LOSSES, PRECISIONS, REFERENCES, SCHEDULES, DpoConfig
+from train.config import CONSERVATIVE, LOSSES, PRECISIONS, REFERENCES, SCHEDULES, SMOOTHED, DpoConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
+_MEASURED = "measured"
 _DEFAULTS = {f.name: f.default for f in fields(DpoConfig)}
 
 
@@ -21,6 +22,16 @@ def _setting(name: str, help: str, **more: Any) -> Callable[[F], F]:
     """An option named after a field of DpoConfig, with its default."""
     return click.option(f"--{name.replace('_', '-')}", default=_DEFAULTS[name],
                         show_default=_DEFAULTS[name] is not None, help=help, **more)  # fmt: skip
+
+
+def _flip_rate(ctx: click.Context, param: click.Parameter, value: str) -> float | str:
+    """click callback: a number, or the word that stands for one of the run's."""
+    if value == _MEASURED:
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise InputError(f"{value!r} is neither a number nor {_MEASURED}", where=place(ctx, param)) from None
 
 
 @click.group(help="Train a model on preference pairs.")
@@ -50,7 +61,20 @@ def train() -> None: ...
     metavar="NAME=WEIGHT",
     help=f"Weighted mix, e.g. --loss sigmoid=1 --loss sft=1: {', '.join(LOSSES)}.  [default: sigmoid=1]",
 )
-@_setting("label_smoothing", "For the losses robust and exo_pair.", type=float)
+@_setting(
+    "label_smoothing",
+    f"How often a label is wrong, below 0.5; {_MEASURED}: as `gavel pairs` found it in RUN. "
+    f"For the losses {', '.join(SMOOTHED)}.",
+    type=str,
+    metavar=f"X|{_MEASURED}",
+    callback=_flip_rate,
+)
+@click.option(
+    "--soft-labels",
+    is_flag=True,
+    help=f"Train towards each pair's probability that chosen is better ({', '.join(CONSERVATIVE)}); "
+    "where it has none, 1 less the label smoothing.",
+)
 @_setting("epochs", "Passes over the data.", type=float)
 @_setting("batch_size", "Pairs per optimiser step.", type=int)
 @_setting(
@@ -92,6 +116,8 @@ def train() -> None: ...
 def dpo(**options: Any) -> None:
     """Reads the pairs, trains, prints the summary."""
     settings = {name: options[name] for name in _DEFAULTS if name in options}
+    if settings["label_smoothing"] == _MEASURED:
+        settings["label_smoothing"] = _measured(options)
     config = DpoConfig(**settings | {"loss": _weights(options["loss"])})
 
     from gavel.rows import BadRows
@@ -109,6 +135,23 @@ def dpo(**options: Any) -> None:
     summary = train_dpo(config, rows, options["out"])
     account = {"completions": dict(encoder.completions), "left_out": dict(encoder.left_out)}
     emit(summary | account | {"bad_rows": bad.count}, options["as_json"], "trained")
+
+
+def _measured(options: dict[str, Any]) -> float:
+    """The flip rate of the run's pairs."""
+    from gavel.rundir import RunDir, is_run
+    from train.data import flip_rate
+
+    source = options["data"]
+    if not is_run(source):
+        raise InputError(
+            f"only a run directory knows its flip rate, and {source} is none",
+            where=f"--label-smoothing {_MEASURED}",
+            hint="Give the number, e.g. the one in the dataset card: --label-smoothing 0.08",
+        )
+    rate = flip_rate(RunDir(source), options["pairs"])
+    say(f"label smoothing {rate:.4g}: the measured flip rate of the pairs")
+    return rate
 
 
 def _rows(options: dict[str, Any], encoder: Any, bad: Any) -> Any:

@@ -11,6 +11,10 @@ from gavel.errors import InputError
 #: The loss types of TRL 1.16's DPOTrainer.
 LOSSES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
           "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm")  # fmt: skip
+#: Those that can be trained towards a probability (`train.soft`).
+CONSERVATIVE = ("sigmoid", "sigmoid_norm")
+#: Those that read the label smoothing.
+SMOOTHED = (*CONSERVATIVE, "robust", "exo_pair", "aot", "aot_unpaired")
 #: Our name → transformers' name. Its "constant" would ignore the warm-up.
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -24,7 +28,9 @@ class DpoConfig:
 
     model: directory or hub id that training starts from; it is the reference as well.
     loss: TRL loss type → weight. "sft" is the negative log-likelihood of the chosen completions.
-    label_smoothing: read by "robust" and "exo_pair" only; "robust" needs it below 0.5.
+    label_smoothing: the flip rate, how often a label is wrong, in [0, 0.5); for the losses in SMOOTHED.
+    soft_labels: trains towards each pair's own probability that chosen is better, and towards
+        1 − label_smoothing where it has none; for the losses in CONSERVATIVE.
     batch_size: pairs per optimiser step. micro_batch: pairs per forward pass, a divisor of it; None
         takes the largest divisor up to 8. What is optimised does not depend on it.
     max_length: pairs with more tokens (prompt and completion) are left out; None: the model's context.
@@ -48,6 +54,7 @@ class DpoConfig:
     beta: float = 0.1
     loss: Mapping[str, float] = field(default_factory=lambda: {"sigmoid": 1.0})
     label_smoothing: float = 0.0
+    soft_labels: bool = False
     epochs: float = 1.0
     batch_size: int = 16
     micro_batch: int | None = None
@@ -93,17 +100,29 @@ class DpoConfig:
             ("reference", REFERENCES),
         ):
             _need(name, getattr(self, name) in known, f"must be one of {', '.join(known)}")
-        if "robust" in self.loss:
-            _need(
-                "label_smoothing", 0 <= self.label_smoothing < 0.5, "must be in [0, 0.5) for the robust loss"
-            )
-        if "exo_pair" in self.loss:
-            _need(
-                "label_smoothing",
-                0 < self.label_smoothing < 1,
-                "must be above 0 for exo_pair (1e-3 is usual)",
-            )
+        self._check_labels()
         _need("merge", not self.merge or self.lora_r > 0, "needs --lora-r")
+
+    def _check_labels(self) -> None:
+        """Refuses a flip rate that teaches nothing, and what a loss would not heed."""
+        rate = self.label_smoothing
+        _need("label_smoothing", 0 <= rate < 0.5,
+              f"must be in [0, 0.5), not {rate:g}: labels wrong half of the time teach nothing")  # fmt: skip
+        _need("label_smoothing", "exo_pair" not in self.loss or rate > 0,
+              "must be above 0 for exo_pair (1e-3 is usual)")  # fmt: skip
+        for name, asked, known in (("soft_labels", self.soft_labels, CONSERVATIVE),
+                                   ("label_smoothing", rate > 0, SMOOTHED)):  # fmt: skip
+            paired = [loss for loss, weight in self.loss.items() if weight and loss != "sft"]
+            deaf = [loss for loss in paired if loss not in known]
+            _need(name, not asked or not deaf, f"the loss {', '.join(deaf)} does not read it; "
+                  f"--loss may be {', '.join(known)}, each also beside sft")  # fmt: skip
+            _need(name, not asked or bool(paired), f"needs a --loss that reads it: {', '.join(known)}")
+
+    @property
+    def softened(self) -> bool:
+        """Whether a loss is trained towards probabilities instead of certain labels."""
+        asked = self.soft_labels or self.label_smoothing > 0
+        return asked and any(self.loss.get(name) for name in CONSERVATIVE)
 
     @property
     def micro_batch_size(self) -> int:
@@ -116,7 +135,13 @@ class DpoConfig:
         """The settings that shape the trained weights: what a resumed run must have in common."""
         aside = {"model", "micro_batch", "gradient_checkpointing", "save_steps", "log_steps", "report_to",
                  "audit_rows", "trust_remote_code"}  # fmt: skip
-        return {k: v for k, v in asdict(self).items() if k not in aside}
+        shaped = {k: v for k, v in asdict(self).items() if k not in aside}
+        # plans from before soft labels must still be met, but not by what these settings once ignored
+        if not self.soft_labels:
+            del shaped["soft_labels"]
+            if self.softened:
+                shaped["label_smoothing_in"] = [name for name in CONSERVATIVE if self.loss.get(name)]
+        return shaped
 
 
 def _need(name: str, holds: bool, problem: str) -> None:

@@ -89,10 +89,12 @@ class _Id(msgspec.Struct):
     id: str
 
 
-def data_version(rows: Iterable[PairRow]) -> str:
-    """A hash of what is trained on: ids and their order."""
+def data_version(rows: Iterable[PairRow], soft_labels: bool = False) -> str:
+    """A hash of what is trained on: ids and their order, with soft labels also their probabilities."""
     state = hashlib.blake2b(digest_size=12)
     for row in rows:
+        if soft_labels:
+            state.update(repr(row.p_chosen).encode())
         for ids in (row.prompt_ids, row.chosen_ids, row.rejected_ids):
             state.update(len(ids).to_bytes(4, "little") + array("i", ids).tobytes())
     return state.hexdigest()
@@ -109,7 +111,7 @@ def read_run(run: RunDir, encoder: Encoder, bad: BadRows, pairs: str | None = No
         RunDirError: a run directory of a newer version.
     """
     run.manifest()  # refuses a newer version
-    name = _pair_set(run, pairs)
+    name = pair_set(run, pairs)
     path = run.pairs_path(name)
     found = [(f"{path}:{n}", decode(line, PreferencePair, f"{path}:{n}")) for n, _, line in read_lines(path)]
     if not found:
@@ -165,7 +167,8 @@ def run_beside(source: str) -> RunDir | None:
     return None
 
 
-def _pair_set(run: RunDir, name: str | None) -> str:
+def pair_set(run: RunDir, name: str | None) -> str:
+    """The set of pairs of that name, the newest where it is None. Raises InputError where there is none."""
     known = run.pair_sets()
     if not known:
         raise InputError("has no preference pairs", where=str(run.path),
@@ -173,6 +176,23 @@ def _pair_set(run: RunDir, name: str | None) -> str:
     if name is not None and name not in known:
         raise InputError(f"no pairs named {name!r}", where=str(run.path), hint=f"Known: {', '.join(known)}")
     return name or known[-1]
+
+
+def flip_rate(run: RunDir, pairs: str | None = None) -> float:
+    """How often a label of a set of pairs is wrong, in [0, 0.5), as `gavel pairs` measured it.
+
+    Raises InputError where it was not measured; how to is said.
+    """
+    name = pair_set(run, pairs)
+    rate = run.stage(f"pairs/{name}").get("flip_rate")
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 0.5:
+        raise InputError(
+            f"the flip rate of pairs {name} " + ("was not measured" if rate is None else f"is {rate}"),
+            where=str(run.path),
+            hint="Judge in both orders (gavel judge RUN --method pairwise) or check the judge against gold "
+            "labels (gavel judge RUN --gold FILE), and make the pairs again; or give the number yourself.",
+        )
+    return float(rate)
 
 
 def _answers(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, _Answer]:

@@ -11,7 +11,8 @@ The objective of one optimiser step over a batch of B pairs (Rafailov et al. 202
 
 T being the number of chosen completion tokens in the whole batch. TRL takes both means over each
 micro-batch. "aot", "aot_unpaired" and "bco_pair" compare pairs within a micro-batch, so they alone
-still depend on it.
+still depend on it. With soft labels or label smoothing "sigmoid" and "sigmoid_norm" aim at
+probabilities (`train.soft`); TRL's own read neither.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ from gavel.command import say
 from gavel.errors import CheckFailed, InputError
 from gavel.tokenizer import HfTokenizer
 from gavel.weights import weights_version
-from train import models
+from train import models, soft
 from train.callbacks import Bar, Checkpoints, Metrics, stopping
-from train.config import SCHEDULES, DpoConfig
+from train.config import CONSERVATIVE, SCHEDULES, DpoConfig
 from train.data import PairRow, data_version
 from train.output import Output
 from train.reference import Reference, reference_logps
@@ -51,16 +52,21 @@ __all__ = ["DpoConfig", "ExactDPOTrainer", "train_dpo"]
 class ExactDPOTrainer(DPOTrainer):  # type: ignore[misc]
     """DPOTrainer on rows whose ids are ready.
 
+    Args:
+        targets: probability of each row that chosen is better, None where labels are certain.
+
     Attributes:
         reference: the reference's log-probabilities, once the trainer is made.
     """
 
     loss_is_scaled_for_ga = True  # compute_loss weighs each micro-batch by its share of the batch
 
-    def __init__(self, config: DpoConfig, rows: Sequence[PairRow], precision: str, **settings: Any) -> None:
+    def __init__(self, config: DpoConfig, rows: Sequence[PairRow], precision: str,
+                 targets: Sequence[float] | None = None, **settings: Any) -> None:  # fmt: skip
         self._config, self._rows, self._precision = config, rows, precision
         self.reference: Reference | None = None
-        super().__init__(train_dataset=_dataset(rows), **settings)
+        super().__init__(train_dataset=_dataset(rows, targets), **settings)
+        self.data_collator: Any = soft.WithTargets(self.data_collator)
         self._weights = dict(config.loss)
         self._aux_coef: float = self.router_aux_loss_coef
         self._pairs = self._chosen_tokens = 1.0
@@ -69,6 +75,11 @@ class ExactDPOTrainer(DPOTrainer):  # type: ignore[misc]
 
     def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
         return dataset
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if soft.COLUMN not in self._signature_columns:
+            self._signature_columns.append(soft.COLUMN)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         self.reference = reference_logps(
@@ -107,11 +118,28 @@ class ExactDPOTrainer(DPOTrainer):  # type: ignore[misc]
         share = {"sft": tokens / self._chosen_tokens}
         self.loss_weights = [self._weights[k] * share.get(k, pairs / self._pairs) for k in self.loss_types]
         self.router_aux_loss_coef: float = self._aux_coef * pairs / self._pairs
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        given = dict(inputs)
+        p_chosen = given.pop(soft.COLUMN, None)
+        if p_chosen is None:
+            loss = super().compute_loss(model, given, *args, **kwargs)
+        else:
+            overheard = soft.Overheard(model)
+            loss = super().compute_loss(overheard, given, *args, **kwargs)
+            loss = loss + self._flip_terms(overheard, given, p_chosen)
         if not torch.isfinite(loss).all():
             raise CheckFailed(f"the loss is {loss.item()} at step {self.state.global_step + 1}",
                               hint="Lower --learning-rate, or train with --precision fp32.")  # fmt: skip
         return loss
+
+    def _flip_terms(self, heard: soft.Overheard, batch: dict[str, Any], p_chosen: torch.Tensor) -> Any:
+        """What the targets add to TRL's loss, weighted as its parts are."""
+        assert heard.log_probs is not None
+        terms = [
+            weight * soft.flip_term(soft.logits_of(loss, heard.log_probs, batch, self.beta), p_chosen).mean()
+            for loss, weight in zip(self.loss_types, self.loss_weights, strict=True)
+            if loss in CONSERVATIVE
+        ]
+        return torch.stack(terms).sum()
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL writes one into every checkpoint."""
@@ -128,20 +156,22 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
 
     Returns:
         The summary that gavel.json keeps: model, pairs, steps, tokens, loss and the last metrics, the
-        reference and its audit, seconds.
+        targets of soft labels, the reference and its audit, seconds.
 
     Raises:
-        InputError: a pair longer than the model's context, no pairs, a model that cannot be loaded, or
-            an `out` that holds the work of other settings or data.
+        InputError: a pair longer than the model's context, no pairs, a pair without the probability
+            that soft labels need, a model that cannot be loaded, or an `out` that holds the work of
+            other settings or data.
         CheckFailed: a loss that is not a number, or `reference="samples"` and they do not serve.
     """
     started = time.monotonic()
     _quiet()
     _check_names(config)
     _check_rows(config, rows)
+    targets = soft.targets(config, rows)
     precision = _resolve(config.precision)
     plan = {"stage": "train dpo", "config": config.shaping() | {"precision": precision},
-            "weights": weights_version(config.model), "data": data_version(rows),
+            "weights": weights_version(config.model), "data": data_version(rows, config.soft_labels),
             "pairs": len(rows)}  # fmt: skip
 
     with Output.open(out) as output:
@@ -167,7 +197,8 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
         # 3. the trainer; making it finds the reference's log-probabilities
         metrics, checkpoints = Metrics(output), Checkpoints(output, config.save_steps)
         trainer = ExactDPOTrainer(
-            config, rows, precision, model=loaded.model, args=_arguments(config, precision, output),
+            config, rows, precision, targets.p if targets else None,
+            model=loaded.model, args=_arguments(config, precision, output),
             processing_class=tokenizer.hf, callbacks=[metrics, checkpoints, *_bar()],
             peft_config=models.lora(config.lora_r, config.lora_alpha, config.lora_targets)
             if config.lora_r else None,
@@ -185,7 +216,8 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
         output.publish(lambda folder: _save(config, loaded, trainer, tokenizer.hf, precision, folder))
         summary = {
             "model": str(out), "pairs": len(rows), "steps": result.global_step, "precision": precision,
-            "loss": result.training_loss, "metrics": _closing(metrics.last), **trainer.reference.summary(),
+            "loss": result.training_loss, "metrics": _closing(metrics.last),
+            "targets": targets.summary() if targets else None, **trainer.reference.summary(),
             "seconds": {"start": round(begun - started, 2), "train": round(trained - begun, 2),
                         "save": round(time.monotonic() - trained, 2)},
         }  # fmt: skip
@@ -265,12 +297,13 @@ def _save(config: DpoConfig, loaded: models.Loaded, trainer: Any, tokenizer: Any
     models.save(loaded, model, config.model, tokenizer, dtype, folder)
 
 
-def _dataset(rows: Sequence[PairRow]) -> datasets.Dataset:
-    return datasets.Dataset.from_dict({
+def _dataset(rows: Sequence[PairRow], targets: Sequence[float] | None) -> datasets.Dataset:
+    columns = {
         "prompt_ids": [np.asarray(row.prompt_ids, dtype=np.int32) for row in rows],
         "chosen_ids": [np.asarray(row.chosen_ids, dtype=np.int32) for row in rows],
         "rejected_ids": [np.asarray(row.rejected_ids, dtype=np.int32) for row in rows],
-    })  # fmt: skip
+    }
+    return datasets.Dataset.from_dict(columns | ({} if targets is None else {soft.COLUMN: list(targets)}))
 
 
 def _example(row: PairRow) -> dict[str, list[int]]:

@@ -1,0 +1,64 @@
+"""A reward model as judge: the raw score of a sequence-classification model with one label.
+
+The sequence is what a policy trains on: the prompt by the model's chat template, the candidate as the
+assistant's turn, and the token that ends it, left out where the candidate was cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from gavel.errors import RowError
+from gavel.protocols import Capability, Rewarded, RewardRequest, Tokenizer
+from gavel.records import Completion, Judgment, Prompt, digest
+from gavel.templates import as_text
+from judge.method import Call, Item, Reply, Request, Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reward:
+    """The method. Implements `judge.method.Method`. plain: without the chat template; None: where the
+    model has none."""
+
+    plain: bool | None = None
+
+    name: str = field(default="reward", init=False)
+    parser: str = field(default="reward/1", init=False)
+    aspects: tuple[str, ...] = field(default=("reward",), init=False)
+    call: Call = field(default=Call.REWARD, init=False)
+    one_prompt: bool = field(default=False, init=False)
+    adaptive: bool = field(default=False, init=False)
+    needs: frozenset[Capability] = field(
+        default=frozenset({Capability.REWARD, Capability.TOKENS}), init=False
+    )
+
+    @property
+    def fingerprint(self) -> str:
+        return f"plain={self.plain}"
+
+    def template(self, aspect: str) -> str:
+        return digest("reward")
+
+    def items(
+        self, prompt: Prompt, completions: Sequence[Completion], judged: Sequence[Judgment] = ()
+    ) -> Iterator[Item]:
+        for completion in completions:
+            yield Item(prompt, (completion,), self.aspects[0])
+
+    def render(self, item: Item, tokenizer: Tokenizer | None) -> list[Request]:
+        assert tokenizer is not None, "needs TOKENS"
+        completion = item.completions[0]
+        if not completion.text:
+            raise RowError("the text is empty")
+        if self.plain or (self.plain is None and not tokenizer.has_chat_template):
+            ids, _ = tokenizer.span_ids(as_text(item.prompt.messages) + "\n\n", completion.text)
+        else:
+            ids = tokenizer.chat_ids(item.prompt.messages) + tokenizer.text_ids(completion.text)
+        ending = [] if completion.finish_reason == "length" else [tokenizer.eos_id]
+        return [RewardRequest(key="", token_ids=[*ids, *ending])]
+
+    def parse(self, item: Item, replies: Sequence[Reply]) -> Verdict:
+        (reply,) = replies
+        assert isinstance(reply, Rewarded), "Call.REWARD"
+        return Verdict(score=reply.reward)
