@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "judge": ("judge.cli:judge", "Judge completions of a run, or outputs that exist already."),
     "pairs": ("judge.cli_pairs:pairs", "Make preference pairs from judgments and export them."),
     "score": ("judge.cli_score:score", "Score outputs that exist already, row by row."),
+    "agreement": ("judge.cli_agreement:agreement", "Check a judge against gold labels."),
     "winrate": ("rounds.cli_winrate:winrate", "Win rate, standard error, length-controlled win rate."),
     "audit": ("judge.cli_audit:audit", "What is wrong with a preference file."),
     "train": ("train.cli:train", "Train a model on preference pairs."),

@@ -57,7 +57,7 @@ class Numbers:
 
 
 class Tally:
-    """Counts while a file is read: about 1.3 kB a row of two texts, most of it the sketches.
+    """Counts while a file is read: about 1.5 kB a row of two texts, half of it the sketches.
 
     Arrays with one item a row, a distinct prompt, a distinct content, a text of a row or a comparison;
     the name says which. Prompts, texts and contents have numbers from 0; a content is a prompt with its

@@ -144,7 +144,7 @@ def collect(
         if isinstance(reply, Refused):
             entry.refused = reply
         else:
-            entry.replies[int(number)] = reply
+            entry.replies[int(number)] = reply = _as_kept(reply)
             spent = reply.usage.get("completion_tokens", 0) if isinstance(reply, Sampled) else 0
             if spent:
                 entry.usage["completion_tokens"] += spent
@@ -236,6 +236,13 @@ def _refusal(key: str, engine: Engine) -> str:
     return digest("refused", key, engine.context)
 
 
+def _as_kept(reply: Reply) -> Reply:
+    """A reply with its likeliest tokens as a record keeps them, so that reading it again reads the same."""
+    if not isinstance(reply, Sampled) or not reply.top_logprobs:
+        return reply
+    return replace(reply, top_logprobs=[{token: round(lp, 6) for token, lp in reply.top_logprobs[0].items()}])
+
+
 def _verdict(method: Method, item: Item, entry: _Open) -> Verdict:
     if entry.refused is not None or entry.unasked is not None:
         return Verdict(reason=entry.refused.reason if entry.refused else entry.unasked)
@@ -283,7 +290,7 @@ def _judgment(
         usage=dict(entry.usage) if paid else {},
         finish_reason=reply.finish_reason if reply else None,
         thinking=reply.thinking if reply else None,
-        top_logprobs={token: round(lp, 6) for token, lp in top.items()},
+        top_logprobs=top,
     )
 
 

@@ -114,7 +114,7 @@ class Listwise:
             listed = found.value.get("ranking")
             if not isinstance(listed, list) or sorted(map(str, listed)) != list(labels):
                 return Verdict(reason="the ranking does not name each candidate once")
-            groups = tuple((str(label),) for label in listed)
+            groups: tuple[tuple[str, ...], ...] = tuple((str(label),) for label in listed)
         else:
             ranking = readers.read_ranking(text, tuple(labels), pattern=self._asked.pattern(), **about)
             if ranking.value is None:

@@ -142,7 +142,9 @@ def method_options(default: str = "gptscore") -> Callable[[F], F]:
             help="pairwise: in which orders to show.  [default: both]",
         ),
         click.option(
-            "--pairs", metavar="PLAN", help="pairwise: all, random:N or tournament.  [default: all]"
+            "--pairs",
+            metavar="PLAN",
+            help="pairwise: all, random:N, tournament or best-worst.  [default: all]",
         ),
         click.option("--ties/--no-ties", "ties", default=None, help="pairwise: whether a tie may be said."),
         click.option("--permutations", type=int, help="listwise: orders asked about.  [default: 4]"),

@@ -56,8 +56,8 @@ class Sketches:
         self._bytes += least.astype(np.uint16).tobytes()
 
     def table(self) -> NDArray[np.uint16]:
-        """(texts, 130)"""
-        return np.frombuffer(bytes(self._bytes), dtype=np.uint16).reshape(-1, HASHES)
+        """(texts, 130), a view: nothing can be added while it lives."""
+        return np.frombuffer(self._bytes, dtype=np.uint16).reshape(-1, HASHES)
 
 
 def _shingles(text: str) -> NDArray[np.uint32]:

@@ -48,10 +48,12 @@ def read_label(
 ) -> Reading[str]:
     """The label of a reply.
 
-    pattern: a regular expression whose group ``label`` is the verdict; None: the reply is the label
-        alone, give or take a lead such as "Answer:" and marks around it.
-    rule: which of several counts, "last" or "first". quoted: texts that the judge was shown.
-    finish_reason: "length" for a reply that was cut off.
+    pattern: a regular expression whose group ``label`` is the verdict (of alternatives also ``label2``
+        and so on); None: the reply is the label alone, give or take a lead such as "Answer:" and marks
+        around it.
+    rule: which of several counts: "last", or "first": of the labels in their order the first that a
+        verdict names, wherever it stands (as LLMBar's own code reads).
+    quoted: texts that the judge was shown. finish_reason: "length" for a reply that was cut off.
     """
     cleaned = _clean(text)
     if isinstance(cleaned, Reading):
@@ -60,7 +62,10 @@ def read_label(
     found = list(_own(cleaned, pattern or _bare(labels), "label", quoted))
     if not found:
         return Reading(reason="no verdict in the reply")
-    said, end = found[0] if rule == "first" else found[-1]
+    if rule == "first":
+        offered = {label: end for said, end in reversed(found) if (label := _offered(said, labels))}
+        found = [(label, offered[label]) for label in labels if label in offered][:1] or found[:1]
+    said, end = found[-1]
     label = _offered(said, labels)
     if label is None:
         return Reading(reason=f"{_short(said)} was not offered")
@@ -242,15 +247,18 @@ def _own(text: str, pattern: str, group: str, quoted: Sequence[str]) -> Iterator
     """The matches that are the judge's own words: (what the group holds, where it ends)."""
     sources = [unicodedata.normalize("NFKC", source.translate(_INVISIBLE)) for source in quoted if source]
     quotations = [m.span() for m in _QUOTES.finditer(text)] if sources else []
-    for match in re.finditer(pattern, text):
+    compiled = re.compile(pattern)
+    names = [name for name in compiled.groupindex if name.startswith(group)]
+    for match in compiled.finditer(text):
         said = match.group()
-        inside = [(a, b) for a, b in quotations if a < match.start() and match.end() < b]
+        inside = any(a < match.start() and match.end() < b for a, b in quotations)
         held = [source for source in sources if said.strip() in source]
         if inside and held:
             continue
         if any(_copied(text, match.start(), match.end(), source) for source in held):
             continue
-        yield match.group(group), match.end(group)
+        name = next(name for name in names if match.group(name) is not None)
+        yield match.group(name), match.end(name)
 
 
 def _copied(text: str, start: int, end: int, source: str) -> bool:

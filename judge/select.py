@@ -17,7 +17,7 @@ from enum import StrEnum
 
 from gavel.errors import InputError
 from gavel.records import Completion, Judgment, digest
-from judge.standing import Standing, standing
+from judge.standing import Standing, distinct, standing
 
 
 class Strategy(StrEnum):
@@ -152,14 +152,18 @@ def _scored(completion: Completion, by_aspect: Sequence[Sequence[Judgment]]) -> 
 
 
 def _compared(completions: Iterable[Completion], judgments: Sequence[Judgment]) -> list[Candidate]:
+    """A text that is offered twice was asked about once and has one strength."""
     found = standing(judgments)
+    offered = list(completions)
+    asked = {c.text: c.id for c in distinct(offered)}
     made = []
-    for completion in completions:
-        if found is None or completion.id not in found.places:
+    for completion in offered:
+        one = asked.get(completion.text)
+        if found is None or one is None or one not in found.places:
             made.append(Candidate(completion, None))
         else:
-            ids = found.judgment_ids[completion.id]
-            made.append(Candidate(completion, found.score(completion.id), ids, standing=found))
+            ids = found.judgment_ids[one]
+            made.append(Candidate(completion, found.score(one), ids, standing=found))
     return made
 
 

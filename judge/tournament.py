@@ -95,23 +95,23 @@ def _random(k: int, rounds: int, seed_key: str) -> list[Pair]:
 
 
 def _neighbours(order: Sequence[int], strengths: Strengths, known: Answers) -> list[Pair]:
-    """Undecided neighbours in the ranking. One without a verdict against the next below looks further
-    down: that pair says nothing of it."""
-    asked = []
+    """Undecided neighbours in the ranking. A pair without a verdict says nothing: each of the two looks
+    past the other to the next."""
+    asked: set[Pair] = set()
     for place, i in enumerate(order):
-        below = (j for j in order[place + 1 :] if known.get(_pair(i, j), 0.5) is not None)
-        j = next(below, None)
-        if j is not None and _pair(i, j) not in known and _may_be_stronger(strengths, j, i):
-            asked.append(_pair(i, j))
-    return asked
+        for side in (order[:place][::-1], order[place + 1 :]):
+            j = next((j for j in side if known.get(_pair(i, j), 0.5) is not None), None)
+            if j is not None and _pair(i, j) not in known and _undecided(strengths, i, j):
+                asked.add(_pair(i, j))
+    return sorted(asked)
 
 
 def _contenders(order: Sequence[int], strengths: Strengths, known: Answers) -> list[Pair]:
     """Those that may be first against one another, then those that may be last; each meets one other."""
     asked: list[Pair] = []
     busy: set[int] = set()
-    may_be_first = [i for i in order if i == order[0] or _may_be_stronger(strengths, i, order[0])]
-    may_be_last = [i for i in order if i == order[-1] or _may_be_stronger(strengths, order[-1], i)]
+    may_be_first = [i for i in order if i == order[0] or _undecided(strengths, i, order[0])]
+    may_be_last = [i for i in order if i == order[-1] or _undecided(strengths, i, order[-1])]
     for group in (may_be_first, may_be_last[::-1]):
         for i, j in combinations(group, 2):
             if _pair(i, j) not in known and not busy & {i, j}:
@@ -120,8 +120,9 @@ def _contenders(order: Sequence[int], strengths: Strengths, known: Answers) -> l
     return asked
 
 
-def _may_be_stronger(strengths: Strengths, lower: int, upper: int) -> bool:
-    return round(strengths.p_stronger(lower, upper), _DIGITS) > 1 - DECIDED
+def _undecided(strengths: Strengths, i: int, j: int) -> bool:
+    p = strengths.p_stronger(i, j)
+    return round(max(p, 1 - p), _DIGITS) < DECIDED
 
 
 def _pair(i: int, j: int) -> Pair:
