@@ -121,10 +121,6 @@ class _Table:
             confusion,
         )
 
-    def drawn(self, rows: Any) -> _Table:
-        return _Table(self.ab[rows], self.ba[rows], self.both[rows], self.same[rows], self.first[rows],
-                      self.missing[rows], self.confusion[rows])  # fmt: skip
-
     def rates(self) -> dict[str, float | None]:
         said = self.first[~np.isnan(self.first)]
         return {
@@ -176,12 +172,17 @@ def _mean(values: Sequence[float]) -> float:
 def kappa(confusion: Any) -> float | None:
     """Cohen's kappa of a (3, 3) table gold × verdict: (p_o − p_e) / (1 − p_e); None where it is not
     defined (nothing compared, or chance alone agrees fully)."""
-    total = confusion.sum()
-    if not total:
-        return None
-    observed = float(np.trace(confusion) / total)
-    expected = float((confusion.sum(axis=0) * confusion.sum(axis=1)).sum() / total**2)
-    return None if expected == 1 else (observed - expected) / (1 - expected)
+    found = float(kappas(confusion[None])[0])
+    return None if np.isnan(found) else found
+
+
+def kappas(tables: Any) -> Any:
+    """`kappa` of (draws, 3, 3) tables, NaN where it is not defined."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        total = tables.sum(axis=(1, 2))
+        observed = np.trace(tables, axis1=1, axis2=2) / total
+        expected = (tables.sum(axis=1) * tables.sum(axis=2)).sum(axis=1) / total**2
+        return np.where(expected == 1, np.nan, (observed - expected) / (1 - expected))
 
 
 def wilson(share: float, n: int) -> list[float]:
@@ -197,15 +198,19 @@ def _intervals(table: _Table, result: Mapping[str, Any]) -> dict[str, list[float
     shares = ("accuracy_ab", "accuracy_ba", "both_correct", "order_agreement")
     found: dict[str, list[float] | None] = {name: wilson(result[name], n) for name in shares}
     found["unparsed"] = [2 * n * end for end in wilson(result["unparsed"] / (2 * n), 2 * n)]
-    draws: dict[str, list[float]] = {"accuracy": [], "p_first": [], "kappa": []}
-    random = np.random.default_rng(0)
-    for _ in range(RESAMPLES):
-        drawn = table.drawn(random.integers(0, n, n))
-        rates = drawn.rates() | {"kappa": kappa(drawn.confusion.sum(axis=0))}
-        for name, values in draws.items():
-            if (value := rates[name]) is not None:
-                values.append(value)
+    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)  # (draws, n)
+    said = ~np.isnan(table.first)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        first = drawn @ np.where(said, table.first, 0).sum(axis=1) / (drawn @ said.sum(axis=1))
+    draws = {
+        "accuracy": drawn @ (table.ab + table.ba) / (2 * n),
+        "p_first": first,
+        "kappa": kappas((drawn @ table.confusion.reshape(n, 9)).reshape(-1, 3, 3)),
+    }
     for name, values in draws.items():
-        ends = np.quantile(values, (0.025, 0.975)).tolist() if values and result[name] is not None else None
+        known = values[~np.isnan(values)]
+        ends = (
+            np.quantile(known, (0.025, 0.975)).tolist() if known.size and result[name] is not None else None
+        )
         found[name] = ends
     return found

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 from gavel.errors import InputError, RowError
@@ -142,12 +143,17 @@ def request(
     return SampleRequest(
         key="",
         prompt=prompt,
-        sampling=Sampling(temperature=0.0, max_tokens=asked.max_tokens),
+        sampling=_greedy(asked.max_tokens),
         seed=0,
         choice=tuple(labels) if reads is Reads.CHOICE else (),
         json_schema=schema if reads is Reads.JSON else None,
         top_logprobs=TOP_LOGPROBS if reads is Reads.LOGPROBS else 0,
     )
+
+
+@cache
+def _greedy(max_tokens: int) -> Sampling:
+    return Sampling(temperature=0.0, max_tokens=max_tokens)
 
 
 def sampled(replies: Sequence[Reply]) -> Sampled:
