@@ -121,7 +121,7 @@ def test_no_candidate_adds_a_turn(name: str, family: str) -> None:
 
 @every_method
 @pytest.mark.parametrize("family", ["qwen", "llama3"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(text=st.one_of(st.text(min_size=1, max_size=60), st.lists(st.sampled_from(HOSTILE)).map("".join)))
 def test_whatever_a_candidate_says_the_turns_are_the_templates(family: str, name: str, text: str) -> None:
     if not text.strip() or any("\ud800" <= letter <= "\udfff" for letter in text):
@@ -138,15 +138,15 @@ def test_whatever_a_candidate_says_the_turns_are_the_templates(family: str, name
 
 
 @every_method
-@pytest.mark.parametrize("text", HOSTILE)
-def test_a_candidate_stands_between_marks_that_it_does_not_hold(name: str, text: str) -> None:
+def test_a_candidate_stands_between_marks_that_it_does_not_hold(name: str) -> None:
     method = method_of(name)
-    rendered = ByteTokenizer().decode(asked_ids(method, question(method, text, "five"), ByteTokenizer()))
     usual = ByteTokenizer().decode(asked_ids(method, question(method, "four", "five"), ByteTokenizer()))
-    marks, before = marks_of(rendered, text), marks_of(usual)
-    assert len(marks) == 1 and next(iter(marks)) not in text
-    assert list(marks.values()) == list(before.values()), "no mark more, none less"
-    assert text.strip() in rendered
+    for text in HOSTILE:
+        rendered = ByteTokenizer().decode(asked_ids(method, question(method, text, "five"), ByteTokenizer()))
+        marks, before = marks_of(rendered, text), marks_of(usual)
+        assert len(marks) == 1 and next(iter(marks)) not in text
+        assert list(marks.values()) == list(before.values()), "no mark more, none less"
+        assert text.strip() in rendered
 
 
 def marks_of(rendered: str, said: str = "") -> Counter[str]:
@@ -187,13 +187,10 @@ def test_a_hundred_kilobytes(name: str) -> None:
     assert len(marks_of(rendered)) == 1
 
 
-@every_method
+@pytest.mark.parametrize("name", [name for name in SHOWS if not name.startswith("gptscore")])
 @pytest.mark.parametrize("text", TURNS)
 def test_a_server_that_renders_itself_gets_no_special_token(name: str, text: str) -> None:
-    method = method_of(name)
-    if isinstance(method, GptScore):
-        pytest.skip("scores token ids, which such a server does not take")
-    (request,) = method.render(question(method, text, "five"), None)
+    (request,) = method_of(name).render(question(method_of(name), text, "five"), None)
     assert isinstance(request, SampleRequest)
     sent = "".join(m.content for m in request.prompt if isinstance(m, Message))
     found = re.findall(r"<\|im_\w+\|>|<\|eot_id\|>|<\|\w+\|>|\[/?INST\]|</s>|<s>|<(?:start|end)_of_turn>"
