@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import tomllib
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -171,11 +172,21 @@ def guard(key: str, *quoted: str) -> str:
             none of them can hold the mark that its own content decides.
         quoted: the untrusted texts; a mark that stands in one of them by chance is not used.
     """
+    folded = [_folded(text) for text in quoted]
     for attempt in range(1 << 16):
         mark = hashlib.blake2b(f"{attempt}\0{key}".encode(), key=b"gavel guard").hexdigest()[:GUARD_HEX]
-        if not any(mark in text for text in quoted):
+        if not any(mark in text for text in folded):
             return mark
     raise AssertionError("65,536 marks stand in the quoted texts")
+
+
+def _folded(text: str) -> str:
+    """A text without what can hide a mark from a comparison and not from a reader: case, width,
+    characters that cannot be seen."""
+    if text.isascii():
+        return text.lower()
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(c for c in plain if unicodedata.category(c) != "Cf")
 
 
 def as_text(messages: tuple[Message, ...]) -> str:

@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 
 from gavel.command import say
-from gavel.errors import RowError
+from gavel.errors import InputError, RowError
 from gavel.packed import pack_logprobs
 from gavel.protocols import Capability, Engine, Refused, Sampled, SampleRequest, Tokenizer, require
 from gavel.records import Completion, Judgment, Message, Prompt, digest
 from gavel.rundir import read_lines
-from judge.method import Item, Method, Reply, Request, Verdict
+from judge.method import Item, Method, OwnMethod, Reply, Request, Verdict
 
 _SAID = 20  # failures named one by one; the rest is counted
 
@@ -250,11 +250,21 @@ def _verdict(method: Method, item: Item, entry: _Open) -> Verdict:
 
 
 def read(method: Method, item: Item, replies: Sequence[Reply]) -> Verdict:
-    """What a method reads from replies; a failure of any kind is a verdict with a reason."""
+    """What a method reads from replies; one that says nothing is a verdict with a reason.
+
+    Raises InputError where a user's own method fails."""
     try:
         verdict = method.parse(item, replies)
     except RowError as error:
         return Verdict(reason=error.what)
+    except Exception as error:
+        if not isinstance(method, OwnMethod):
+            raise
+        raise InputError(
+            f"its own code failed: {type(error).__name__}: {error}",
+            where=f"method {method.name}, prompt {item.prompt.id}",
+            hint="Raise gavel.errors.RowError where there is nothing to say.",
+        ) from error
     numbers = [*verdict.measures.values(), *([] if verdict.score is None else [verdict.score])]
     if not all(map(math.isfinite, numbers)):
         return replace(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from gavel.errors import InputError
 from gavel.records import Completion, Judgment, Prompt, digest
 from gavel.rundir import Index, RunDir
 from judge.judging import Judging
@@ -42,7 +43,12 @@ def ask(
     in many duels.
 
     Returns: duel id → outcome, and the summary of `Judging.judge`.
+
+    Raises InputError for a method that asks in one order only.
     """
+    if judging.one_order:
+        raise InputError("both orders are needed to compare two answers", where="--orders",
+                         hint="Leave it at both.")  # fmt: skip
     renamed = [_alone(duel) for duel in duels]
 
     def groups() -> Iterator[tuple[Prompt, list[Completion]]]:
@@ -87,7 +93,7 @@ def outcome(duel: Duel, judgments: list[Judgment], judging: Judging) -> Outcome:
 
 
 def _compared(duel: Duel, judgments: list[Judgment]) -> Outcome:
-    """Without a question in one of the orders (a panel's vote, or one order only) the other serves."""
+    """A vote of a panel stands for both orders; an order that was not answered has no verdict."""
     orders = by_order(judgments)[min(duel.a.id, duel.b.id), max(duel.a.id, duel.b.id)]
     a_first = duel.a.id < duel.b.id
 
@@ -100,6 +106,6 @@ def _compared(duel: Duel, judgments: list[Judgment]) -> Outcome:
         return p if a_first else 1 - p
 
     ab, ba = of(True), of(False)
-    if len(orders) == 1:
+    if all(judgment.method == "panel" for judgment in judgments):
         ab = ba = ab if ab is not None else ba
     return Outcome(ab, ba)

@@ -18,7 +18,7 @@ from gavel.protocols import Capability, Engine
 from gavel.rundir import RunDir
 from judge.collect import UNLIMITED, Limits
 from judge.kinship import Kin
-from judge.method import Method
+from judge.method import Method, orders_of
 from judge.methods import method_from
 from judge.stage import Groups, judge, pass_name
 
@@ -34,6 +34,16 @@ class Judging(Protocol):
 
     @property
     def aspects(self) -> tuple[str, ...]: ...
+
+    @property
+    def one_order(self) -> bool:
+        """Whether two completions are compared in one order only, on purpose."""
+        ...
+
+    @property
+    def both_orders(self) -> bool:
+        """Whether every two completions that are compared are compared in both orders."""
+        ...
 
     def identity(self) -> str:
         """Hash of all that shapes its judgments."""
@@ -69,6 +79,14 @@ class Single:
     @property
     def aspects(self) -> tuple[str, ...]:
         return self.method.aspects
+
+    @property
+    def one_order(self) -> bool:
+        return orders_of(self.method) == "one"
+
+    @property
+    def both_orders(self) -> bool:
+        return orders_of(self.method) == "both"
 
     def identity(self) -> str:
         from gavel.records import digest

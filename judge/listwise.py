@@ -108,7 +108,7 @@ class Listwise:
         text = answer_of(reply)
         about: dict[str, Any] = {"quoted": quoted(item), "finish_reason": reply.finish_reason}
         if self._asked.reads is Reads.JSON:
-            found = readers.read_json(text, finish_reason=reply.finish_reason)
+            found = readers.read_json(text, **about)
             if found.value is None:
                 return Verdict(reason=found.reason)
             listed = found.value.get("ranking")

@@ -122,6 +122,12 @@ class Method(Protocol):
         ...
 
 
+def orders_of(method: Method) -> str | None:
+    """ "both" or "one" for a method that compares two completions at a time, None for any other."""
+    found = getattr(method, "orders", None)
+    return found if isinstance(found, str) else None
+
+
 class OwnMethod:
     """A base for methods of your own: write `score`, or `render` and `parse` to ask the engine.
 

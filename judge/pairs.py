@@ -74,6 +74,7 @@ def make_pairs(run: RunDir, config: PairConfig) -> dict[str, Any]:
     aspects = choose_aspects(source, config.aspects, judging)
     name = config.name or default_name(judging, config)
     path, stage = run.pairs_path(name), f"pairs/{name}"
+    both_orders = run.manifest().get("passes", {}).get(judging, {}).get("orders") == "both"
     tally, dropped = Tally(), Counter({str(reason): 0 for reason in Drop})
 
     with (
@@ -83,7 +84,10 @@ def make_pairs(run: RunDir, config: PairConfig) -> dict[str, Any]:
     ):
         for prompt in distinct_prompts(run):
             candidates = score_completions(
-                completions.read(prompt.id, Completion), judgments.read(prompt.id, Judgment), aspects
+                completions.read(prompt.id, Completion),
+                judgments.read(prompt.id, Judgment),
+                aspects,
+                both_orders=both_orders,
             )
             chosen_pairs = select(prompt.id, eligible(candidates, dropped), config, dropped)
             tally.add_prompt(candidates, chosen_pairs)

@@ -133,7 +133,6 @@ class Pairwise:
     ) -> Iterator[Item]:
         """Sorted by what is shown first, so that requests that begin alike follow one another."""
         candidates = distinct(completions)
-        {c.id: place for place, c in enumerate(candidates)}
         answered = self._answered(prompt, candidates, judged) if self.adaptive else {}
         asked = comparisons(len(candidates), self.pairs, answered, seed_key=f"{self.seed} {prompt.id}")
         asked = sorted({*asked, *answered})
@@ -153,13 +152,14 @@ class Pairwise:
         """Pair of places → probability that the first is better, of pairs that were asked in full."""
         places = {c.id: place for place, c in enumerate(candidates)}
         found: dict[tuple[int, int], float | None] = {}
-        for (one, other), orders in by_order(judged).items():
+        mine = [j for j in judged if j.aspect in self.aspects]
+        for (one, other), orders in by_order(mine).items():
             if one in places and other in places:
                 i, j = places[one], places[other]
                 aspects = self.asked_of(prompt, candidates[i], candidates[j])
                 whole = len(aspects) * (2 if self.orders == "both" else 1)
                 if sum(map(len, orders.values())) >= whole:
-                    p = settled(orders)
+                    p = settled(orders, both_orders=self.orders == "both")
                     found[min(i, j), max(i, j)] = p if i < j or p is None else 1 - p
         return found
 

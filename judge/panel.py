@@ -15,22 +15,23 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 from gavel.engines import EngineConfig, open_engine
-from gavel.errors import CheckFailed
+from gavel.errors import RunDirError
 from gavel.records import Completion, Judgment, Prompt, digest
 from gavel.rundir import Index, RunDir
 from judge.collect import UNLIMITED, Limits
 from judge.kinship import Kin
-from judge.method import Method
+from judge.method import Method, orders_of
 from judge.pairs import replacing
 from judge.panel_agreement import Agreement
 from judge.select import Candidate, score_completions
-from judge.stage import Groups, groups_of, judge, pass_name
+from judge.stage import Groups, NothingUsable, groups_of, judge, pass_name
 from judge.standing import distinct
 
 COMBINE = ("mean", "majority", "minimum")
@@ -69,6 +70,14 @@ class Panel:
     def aspects(self) -> tuple[str, ...]:
         return (self.name,)
 
+    @property
+    def one_order(self) -> bool:
+        return any(orders_of(member.method) == "one" for member in self.members)
+
+    @property
+    def both_orders(self) -> bool:
+        return False  # a vote is on a pair, not on an order
+
     def identity(self) -> str:
         asked = [
             (m.name, m.config.model, m.config.adapter, m.method.name, m.method.fingerprint,
@@ -89,12 +98,20 @@ class Panel:
         """
         started = time.monotonic()
         judging = name or pass_name(self.name, "+".join(self.models))
+        self._claim(run, judging)
         summaries: dict[str, dict[str, Any]] = {}
+        spent: Counter[str] = Counter()
         for member in self.members:
+            asked = f"{judging}.{member.name}"
             with open_engine(member.config) as engine:
-                summaries[member.name] = judge(
-                    run, engine, member.method, name=f"{judging}.{member.name}", groups=groups, limits=limits
-                )
+                try:
+                    summary = judge(
+                        run, engine, member.method, name=asked, groups=groups, limits=limits.after(spent)
+                    )
+                except NothingUsable as error:  # said for each completion, with the member's name
+                    summary = error.summary
+            spent.update({key: summary[key] for key in ("calls", "tokens")})
+            summaries[member.name] = summary
         sums = {
             key: sum(s[key] for s in summaries.values())
             for key in ("calls", "tokens", "completion_tokens", "failed", "left")
@@ -119,15 +136,31 @@ class Panel:
             "members": summaries,
             "agreement": agreement,
         }
-        if not sums["left"]:
+        if not sums["left"] and not sums["failed"]:
             run.finish_stage(f"judge/{judging}", summary)
-        if written == unusable:
-            raise CheckFailed(
+        if written == unusable and not sums["left"]:
+            raise NothingUsable(
                 "not one judgment could be combined",
+                summary,
                 where=str(run.judgments_path(judging)),
                 hint="Their reasons stand in the file.",
             )
         return summary
+
+    def _claim(self, run: RunDir, judging: str) -> None:
+        """Notes what a pass is combined of. Raises RunDirError when the name is taken by something else."""
+        passes = run.manifest().get("passes", {})
+        now = {"judge": " + ".join(self.models), "method": self.name, "settings": self.combine,
+               "parser": PARSER, "members": self.identity()}  # fmt: skip
+        before = passes.get(judging)
+        taken = run.judgments_path(judging).exists() if before is None else before != now
+        if taken:
+            raise RunDirError(
+                f"the judging pass {judging!r} was begun with other judges or another method",
+                where=str(run.path),
+                hint="Give this one a name of its own with --name.",
+            )
+        run.note(passes=passes | {judging: now})
 
     def _combine(self, run: RunDir, judging: str, found: _Read) -> tuple[int, int, dict[str, Any]]:
         """Writes the pass anew; returns judgments, unusable ones, and how far the members agree."""
@@ -234,7 +267,7 @@ class _Read:
 
     def __init__(self, groups: Groups, indices: Mapping[str, Index], members: Iterable[Member]) -> None:
         self._groups, self._indices = groups, indices
-        self._aspects = {member.name: member.method.aspects for member in members}
+        self._methods = {member.name: member.method for member in members}
 
     def __iter__(self) -> Iterator[tuple[Prompt, dict[str, list[Candidate]]]]:
         for prompt, completions in self._groups():
@@ -246,7 +279,8 @@ class _Read:
             name: score_completions(
                 completions,
                 [j for j in index.read(prompt.id, Judgment) if mine.issuperset(j.completion_ids)],
-                self._aspects[name],
+                self._methods[name].aspects,
+                both_orders=orders_of(self._methods[name]) == "both",
             )
             for name, index in self._indices.items()
         }

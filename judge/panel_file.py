@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,9 @@ def open_panel(name: str, model: str | None, settings: dict[str, Any], options: 
         return Panel(
             members=(
                 Member(name="policy", config=config, method=likelihood),
-                Member(name="reference", config=replace(config, model=reference), method=likelihood),
+                Member(
+                    name="reference", config=replace(config, model=reference, adapter=None), method=likelihood
+                ),
             ),
             combine="implicit",
             beta=float(beta),
@@ -48,7 +51,10 @@ def open_panel(name: str, model: str | None, settings: dict[str, Any], options: 
         raise InputError(
             "a panel's judges have their own options in its file", where=f"--{next(iter(settings))}"
         )
-    engine_config("none", options | {"engine": "fake"})
+    for key in ("engine", "base_url", "tokenizer", "adapter", "max_model_len"):
+        if options.get(key) is not None:
+            flag = f"--{key.replace('_', '-')}"
+            raise InputError("a panel's judges have their own engine options in its file", where=flag)
     return read_panel(file)
 
 
@@ -86,6 +92,10 @@ def _member(entry: dict[str, Any], number: int, file: str) -> Member:
     except KeyError as key:
         raise InputError(f"lacks {key}", where=where) from None
     name = str(entry.pop("name", f"{number}-{method}"))
+    if not isinstance(model, str) or not isinstance(method, str):
+        raise InputError("model and method are texts", where=where)
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+        raise InputError(f"{name!r} cannot be part of a folder's name", where=f"{where}, name")
     config = EngineConfig(model=model, **{k: entry.pop(k) for k in ENGINE_KEYS if k in entry})
     config.resolved()
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}

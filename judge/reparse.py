@@ -59,7 +59,9 @@ def reparse_pass(run: RunDir, name: str | None) -> dict[str, Any]:
 
         def keep() -> None:
             if not before.exists():
-                shutil.copyfile(path, before)
+                whole = before.with_name(f".{before.name}.tmp")
+                shutil.copyfile(path, whole)
+                whole.replace(before)
 
         with replacing(path, before=keep) as writer:
             for old in read_records(path, Judgment):

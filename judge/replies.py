@@ -113,11 +113,14 @@ def read_rating(
     return _in_range(number, low, high)
 
 
-def read_json(text: str, *, finish_reason: str | None = None) -> Reading[dict[str, Any]]:
+def read_json(
+    text: str, *, quoted: Sequence[str] = (), finish_reason: str | None = None
+) -> Reading[dict[str, Any]]:
     """The JSON object of a reply: strict JSON, else what JSON5 takes (comments, trailing commas, single
     quotes), in a code fence or among other words. Of several objects side by side the last.
 
-    An object that was cut off is none, and so is one with a key twice.
+    An object that was cut off is none, and so is one with a key twice, or one that stands in a text that
+    the judge was shown.
     """
     cleaned = _clean(text)
     if isinstance(cleaned, Reading):
@@ -126,7 +129,11 @@ def read_json(text: str, *, finish_reason: str | None = None) -> Reading[dict[st
         return Reading(reason="the reply is empty")
     reason = "no JSON object in the reply"
     found: dict[str, Any] | None = None
+    sources = [_squeezed(source) for source in quoted]
     for piece in _objects(cleaned):
+        if any(_squeezed(piece) in source for source in sources):
+            reason = "the JSON is copied from a candidate"
+            continue
         try:
             value = _loads(piece)
         except _Twice as twice:
@@ -308,11 +315,9 @@ def _in_range(number: float, low: int, high: int) -> Reading[float]:
 
 def _field(text: str, field: str, quoted: Sequence[str], finish_reason: str | None) -> Reading[tuple[Any]]:
     """The value of a field, in a tuple, since null is a value too."""
-    found = read_json(text, finish_reason=finish_reason)
+    found = read_json(text, quoted=quoted, finish_reason=finish_reason)
     if found.value is None:
         return Reading(reason=found.reason)
-    if any(text.strip() in source for source in quoted):
-        return Reading(reason="the reply is copied from a candidate")
     if field not in found.value:
         return Reading(reason=f"the JSON has no {field!r}")
     return Reading((found.value[field],))
@@ -358,6 +363,11 @@ def _objects(text: str) -> Iterator[str]:
             depth -= 1
             if not depth:
                 yield text[start : place + 1]
+
+
+def _squeezed(text: str) -> str:
+    """A text as it is compared with what it may be copied from: without white space."""
+    return "".join(unicodedata.normalize("NFKC", text.translate(_INVISIBLE)).split())
 
 
 def _short(text: str) -> str:

@@ -12,8 +12,9 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from gavel.sources import BadRows, OutputReader, OutputRow, Row, read_outputs, r
 from judge.collect import UNLIMITED, Limits
 from judge.judging import Judging
 from judge.select import Candidate, score_completions
+from judge.stage import NothingUsable
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 
@@ -122,13 +124,14 @@ def score(
 
         try:
             summary = judging.judge(journal, judging.identity(), groups, limits)
-        except CheckFailed:  # every row is written with its reason
-            summary = journal.manifest()["stages"][f"judge/{judging.identity()}"]
+        except NothingUsable as error:  # every row is written with its reason
+            summary = error.summary
         path = journal.judgments_path(judging.identity())
         index = Index(path)
+        judgments_of = partial(_by_completion, index=index, both_orders=judging.both_orders)
         human, length = Correlations(), Correlations()
         try:
-            written, scored = _write(out, _rows(source, mapping, index, correlate, human, length))
+            written, scored = _write(out, _rows(source, mapping, judgments_of, correlate, human, length))
         finally:
             index.close()
         if not summary["failed"] and not summary["left"]:
@@ -154,10 +157,14 @@ def score(
     }
 
 
+#: a row's judgments by completion id
+JudgmentsOf = Callable[[OutputRow], dict[str, list[Judgment]]]
+
+
 def _rows(
     source: str,
     mapping: Mapping[str, str],
-    index: Index,
+    judgments_of: JudgmentsOf,
     correlate: Sequence[str],
     human: Correlations,
     length: Correlations,
@@ -174,7 +181,7 @@ def _rows(
             yield {**row.data, "scores": None, "reason": error.what}
             continue
         assert found is not None, "a row of outputs always says something"
-        yield _scored_row(row, found, index, correlate, human, length)
+        yield _scored_row(row, found, judgments_of, correlate, human, length)
     while unread:
         yield {"scores": None, "reason": str(unread.pop(0))}
 
@@ -182,12 +189,12 @@ def _rows(
 def _scored_row(
     row: Row,
     found: OutputRow,
-    index: Index,
+    judgments_of: JudgmentsOf,
     correlate: Sequence[str],
     human: Correlations,
     length: Correlations,
 ) -> dict[str, Any]:
-    judgments = _by_completion(found, index)
+    judgments = judgments_of(found)
     scores, reasons = [], []
     for completion in found.completions:
         by_aspect = {j.aspect: j for j in judgments.get(completion.id, [])}
@@ -211,7 +218,7 @@ def _scored_row(
     return done | ({named: "; ".join(dict.fromkeys(reasons))} if reasons else {})
 
 
-def _by_completion(found: OutputRow, index: Index) -> dict[str, list[Judgment]]:
+def _by_completion(found: OutputRow, index: Index, both_orders: bool) -> dict[str, list[Judgment]]:
     """Completion id → its judgments; comparisons as one judgment per aspect with the strength."""
     mine = {completion.id for completion in found.completions}
     judgments: dict[str, list[Judgment]] = {}
@@ -222,7 +229,7 @@ def _by_completion(found: OutputRow, index: Index) -> dict[str, list[Judgment]]:
         elif mine.issuperset(judgment.completion_ids):
             compared.setdefault(judgment.aspect, []).append(judgment)
     for aspect, rest in compared.items():
-        for candidate in score_completions(found.completions, rest, [aspect]):
+        for candidate in score_completions(found.completions, rest, [aspect], both_orders=both_orders):
             judgments.setdefault(candidate.completion.id, []).append(_as_judgment(candidate, aspect, rest[0]))
     return judgments
 

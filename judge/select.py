@@ -113,9 +113,15 @@ Proposal = tuple[Candidate, Candidate]  # chosen, rejected
 
 
 def score_completions(
-    completions: Iterable[Completion], judgments: Iterable[Judgment], aspects: Sequence[str]
+    completions: Iterable[Completion],
+    judgments: Iterable[Judgment],
+    aspects: Sequence[str],
+    *,
+    both_orders: bool = False,
 ) -> list[Candidate]:
     """Scores each completion.
+
+    both_orders: whether comparisons were to be made in both orders, see `judge.standing.standing`.
 
     From judgments of single completions: the mean over the aspects of its mean score in each. An
     aspect that was asked about several times is the mean of its usable judgments; one without a
@@ -130,7 +136,7 @@ def score_completions(
         elif is_usable(judgment):
             singles[judgment.completion_ids[0], judgment.aspect].append(judgment)
     if comparisons:
-        return _compared(completions, comparisons)
+        return _compared(completions, comparisons, both_orders)
     found = []
     for completion in completions:
         by_aspect = [singles.get((completion.id, aspect), []) for aspect in aspects]
@@ -151,9 +157,11 @@ def _scored(completion: Completion, by_aspect: Sequence[Sequence[Judgment]]) -> 
     return Candidate(completion, score, ids, sd, odds)
 
 
-def _compared(completions: Iterable[Completion], judgments: Sequence[Judgment]) -> list[Candidate]:
+def _compared(
+    completions: Iterable[Completion], judgments: Sequence[Judgment], both_orders: bool
+) -> list[Candidate]:
     """A text that is offered twice was asked about once and has one strength."""
-    found = standing(judgments)
+    found = standing(judgments, both_orders=both_orders)
     offered = list(completions)
     asked = {c.text: c.id for c in distinct(offered)}
     made = []

@@ -17,7 +17,16 @@ from gavel.records import Completion, Judgment, Prompt
 from gavel.rundir import Index, JsonlWriter, RunDir, read_lines, read_records
 from gavel.sources import BadRows, OutputRow
 from judge.collect import UNLIMITED, Limits, collect, identity, recorded
-from judge.method import Method
+from judge.method import Method, orders_of
+
+
+class NothingUsable(CheckFailed):
+    """A pass without one judgment that can be used. summary: of the pass."""
+
+    def __init__(self, what: str, summary: dict[str, Any], **place: Any) -> None:
+        super().__init__(what, **place)
+        self.summary = summary
+
 
 #: Prompts with their completions, from the start each time it is called.
 Groups = Callable[[], Iterable[tuple[Prompt, list[Completion]]]]
@@ -45,7 +54,7 @@ def judge(
     Raises:
         CapabilityError: the engine cannot do what the method needs.
         RunDirError: the run has no completions, or the pass holds judgments of other settings.
-        CheckFailed: not one judgment could be used.
+        NothingUsable: not one judgment could be used.
     """
     started = time.monotonic()
     judging = name or pass_name(method.name, engine.model)
@@ -78,11 +87,14 @@ def judge(
         "method": method.name,
         "settings": method.fingerprint,
     }
-    if not counts["left"]:
+    if not counts["left"] and not counts["failed"]:
         run.finish_stage(stage, summary)
-    if judgments and counts["unusable"] == judgments:
-        raise CheckFailed(
-            "not one judgment could be used", where=str(path), hint="Their reasons stand in the file."
+    if judgments and counts["unusable"] == judgments and not counts["left"]:
+        raise NothingUsable(
+            "not one judgment could be used",
+            summary,
+            where=str(path),
+            hint="Their reasons stand in the file.",
         )
     return summary
 
@@ -163,6 +175,8 @@ def _claim_pass(
             hint="Give this one a name of its own with --name.",
         )
     entry = {"judge": engine.model, **now, "templates": templates | asks}
+    if (orders := orders_of(method)) is not None:
+        entry["orders"] = orders
     if options is not None:
         entry["options"] = dict(options)
     if entry != before:

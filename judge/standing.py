@@ -48,6 +48,8 @@ def outcomes(judgment: Judgment) -> list[Outcome]:
     ids = judgment.completion_ids
     if judgment.verdict is None or judgment.reason is not None:
         return [(a, b, None) for a, b in combinations(ids, 2)]
+    if len(ids) == 2 and judgment.verdict == "tie":
+        return [(ids[0], ids[1], 0.5)]
     if len(ids) == 2 and "p_first" in judgment.measures:
         return [(ids[0], ids[1], judgment.measures["p_first"])]
     rank = {place: r for r, group in enumerate(read_ranking(judgment.verdict)) for place in group}
@@ -60,7 +62,7 @@ def outcomes(judgment: Judgment) -> list[Outcome]:
 def by_order(judgments: Iterable[Judgment]) -> dict[Pair, dict[bool, list[float | None]]]:
     """Pair → whether its first id was shown earlier → the probabilities that the first id is better."""
     found: dict[Pair, dict[bool, list[float | None]]] = defaultdict(lambda: defaultdict(list))
-    for judgment in judgments:
+    for judgment in _counting(judgments):
         for earlier, later, p in outcomes(judgment):
             if earlier < later:
                 found[earlier, later][True].append(p)
@@ -69,8 +71,28 @@ def by_order(judgments: Iterable[Judgment]) -> dict[Pair, dict[bool, list[float 
     return found
 
 
-def settled(orders: Mapping[bool, Sequence[float | None]]) -> float | None:
-    """The mean over the orders of the mean in each; None where any question has no verdict."""
+def _counting(judgments: Iterable[Judgment]) -> list[Judgment]:
+    """The judgments that count: of one question the answered ones, if it was ever answered (a refusal
+    for want of room is answered with more of it); of rankings that cannot be read neither they nor
+    those of the reverse order, which would speak for places."""
+    by_question: dict[tuple[tuple[str, ...], str], list[Judgment]] = defaultdict(list)
+    for judgment in judgments:
+        by_question[judgment.completion_ids, judgment.aspect].append(judgment)
+    kept = {q: [j for j in found if _answered(j)] or found for q, found in by_question.items()}
+    silent = {q for q, found in kept.items() if len(q[0]) > 2 and not _answered(found[0])}
+    silent |= {(ids[::-1], aspect) for ids, aspect in silent}
+    return [j for q, found in kept.items() if q not in silent for j in found]
+
+
+def _answered(judgment: Judgment) -> bool:
+    return judgment.verdict is not None and judgment.reason is None
+
+
+def settled(orders: Mapping[bool, Sequence[float | None]], *, both_orders: bool = False) -> float | None:
+    """The mean over the orders of the mean in each; None where any question has no verdict, or where
+    both orders were to be asked and one is missing."""
+    if both_orders and len(orders) < 2:
+        return None
     means = [_mean(values) for values in orders.values()]
     return None if None in means else _mean(means)
 
@@ -126,13 +148,15 @@ class Standing:
         return self.strengths.p(self.places[one], self.places[other])
 
 
-def standing(judgments: Sequence[Judgment]) -> Standing | None:
+def standing(judgments: Sequence[Judgment], *, both_orders: bool = False) -> Standing | None:
     """Bradley-Terry strengths from comparisons; None where no pair has a verdict.
 
     Only completions that stand in a pair with a verdict have a place.
+
+    both_orders: whether every pair was to be asked in both; one that was asked in one then has none.
     """
     orders = by_order(judgments)
-    direct = {pair: settled(found) for pair, found in orders.items()}
+    direct = {pair: settled(found, both_orders=both_orders) for pair, found in orders.items()}
     ids = sorted({one for pair, p in direct.items() if p is not None for one in pair})
     if not ids:
         return None
