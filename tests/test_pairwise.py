@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from judging_tools import Answering, as_json, completion, item, prompt, says, shown
 
-from gavel.engines.fake import ByteTokenizer
+from gavel.engines.fake import ByteTokenizer, FakeEngine
 from gavel.errors import InputError
 from gavel.protocols import SampleRequest
 from gavel.records import Completion, Judgment, PreferencePair
@@ -339,3 +339,74 @@ def test_orders_by_hand() -> None:
     assert disagree(by_order([said("x", "y", 0.5), said("y", "x", 0.6)])["x", "y"]) is True
     assert disagree(by_order([said("x", "y", 0.9)])["x", "y"]) is None
     assert settled(by_order([said("x", "y", 0.9), said("y", "x", None)])["x", "y"]) is None
+
+
+# what a reviewer found
+def test_an_order_that_failed_for_a_while_leaves_no_pair(tmp_path: Path) -> None:
+    """A judge that always says the first, half of whose replies were not to be had: no pair, not finished."""
+    from gavel.protocols import Refused
+
+    class HalfGone(Answering):
+        def sample(self, requests):  # type: ignore[no-untyped-def]
+            for number, reply in enumerate(super().sample(requests)):
+                yield Refused(key=reply.key, reason="503", transient=True) if number % 2 else reply
+
+    run = run_of(tmp_path / "run", {"p": ["aa", "a"]})
+    with RunDir.open(run.path) as opened:
+        summary = judge(opened, HalfGone(first_always), Pairwise(ties=False))
+        assert summary["failed"] == 1 and not opened.stage(f"judge/{summary['pass']}")
+    with pytest.raises(Exception, match="unscored"):
+        prefers(run, summary["pass"])
+
+
+def test_a_tie_is_a_tie_whatever_leads_beside_it(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", {"p": ["aa", "a"]})
+
+    def mostly_tied(text: str) -> dict[str, float]:
+        a, b = (0.3, 0.1) if shown(text, "answer A") == "aa" else (0.1, 0.3)
+        return {"A": a, "B": b, "C": 0.6}
+
+    with RunDir.open(run.path) as opened:
+        summary = judge(opened, Answering(mostly_tied), Pairwise())
+    with pytest.raises(Exception, match="tie"):
+        prefers(run, summary["pass"])
+
+
+def test_a_refusal_does_not_outlive_its_answer(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", {"p": ["aa", "a"]})
+    with RunDir.open(run.path) as opened:
+        small = FakeEngine("answering", context=10)
+        with pytest.raises(Exception, match="not one judgment"):
+            judge(opened, small, Pairwise(ties=False), name="x")
+        judge(opened, Answering(longer), Pairwise(ties=False), name="x")
+    assert prefers(run, "x") == [("aa", "a", pytest.approx(0.8))]
+
+
+def test_a_tournament_goes_by_the_aspect_that_it_asks_about(tmp_path: Path) -> None:
+    calls = []
+    for first in ((), ("overall",)):
+        run = run_of(tmp_path / f"run{len(first)}", {"p": ["a" * n for n in range(1, 7)]})
+        with RunDir.open(run.path) as opened:
+            for aspect in first:
+                judge(opened, Answering(longer), Pairwise(ties=False, aspects=(aspect,)), name="x")
+            plan = Pairwise(ties=False, aspects=("helpfulness",), pairs="best-worst")
+            calls.append(judge(opened, Answering(longer), plan, name="x")["calls"])
+    assert calls[0] == calls[1] < 30
+
+
+def test_one_list_that_cannot_be_read_does_not_silence_a_prompt() -> None:
+    def ranked(ids: str, verdict: str | None) -> Judgment:
+        return Judgment(
+            id=ids, prompt_id="p", completion_ids=tuple(ids), method="listwise", aspect="a", judge="j",
+            weights="w", template="t", parser="1", verdict=verdict, reason=None if verdict else "no ranking",
+        )  # fmt: skip
+
+    lists = [
+        ranked("xyz", "1 > 2 > 3"),
+        ranked("zyx", "3 > 2 > 1"),
+        ranked("yxz", None),
+        ranked("zxy", "1 > 2 > 3"),
+    ]
+    found = standing(lists)
+    assert found is not None
+    assert found.score("x") > found.score("y") > found.score("z"), "neither it nor its reverse is heard"

@@ -182,6 +182,42 @@ def test_a_panel_s_file_with_a_fault(text: str, says: str, tmp_path: Path) -> No
     assert says in str(caught.value)
 
 
+def test_a_panel_does_not_take_another_pass_s_place(tmp_path: Path, gavel: Gavel) -> None:
+    run = run_of(tmp_path / "run", "a", "b")
+    fake = ["--judge", "fake", "--engine", "fake", "--form", "direct", "--name", "x", "--json"]
+    assert gavel("judge", run.path, *fake).code == 0
+    before = run.judgments_path("x").read_bytes()
+    with RunDir.open(run.path) as opened, pytest.raises(Exception, match="other judges"):
+        panel_of("mean", {"a": 1.0, "b": 2.0}, {"a": 1.0, "b": 2.0}).judge(opened, "x")
+    assert run.judgments_path("x").read_bytes() == before
+
+
+def test_limits_are_the_whole_panel_s(tmp_path: Path, gavel: Gavel) -> None:
+    file = tmp_path / "panel.toml"
+    entry = '[[judge]]\nmodel = "{0}"\nmethod = "gptscore"\nengine = "fake"\nform = "direct"\n'
+    file.write_text(entry.format("m") + entry.format("n"))
+    run = run_of(tmp_path / "run", "a", "b", "c")
+    asked = []
+    for _ in range(4):
+        done = gavel("judge", run.path, "--panel", file, "--max-calls", 2, "--json")
+        assert done.code == 0, done.err
+        asked.append(json.loads(done.out)["calls"])
+    assert asked == [2, 2, 2, 0]
+
+
+def test_the_adapter_is_the_policy_s() -> None:
+    from judge.panel_file import open_panel
+
+    options = dict.fromkeys(("engine", "base_url", "tokenizer", "max_model_len"))
+    more: dict[str, Any] = {"adapter": "/lora", "dtype": "auto", "engine_arg": {}, "chat_template_arg": {},
+                            "trust_remote_code": False}  # fmt: skip
+    panel = open_panel("implicit", "policy", {"reference": "base"}, {**options, **more})
+    assert [(m.config.model, m.config.adapter) for m in panel.members] == [
+        ("policy", "/lora"),
+        ("base", None),
+    ]
+
+
 # DPO's own reward
 def test_the_implicit_reward_by_hand(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", "a", "b")
