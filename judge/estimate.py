@@ -78,7 +78,8 @@ def estimate(run: RunDir, model: str | None, options: dict[str, Any], name: str 
     """
     method_name, settings, _ = method_from(options)
     if method_name in ("panel", "implicit"):
-        raise InputError("estimates one judge at a time", where="--dry-run")
+        raise InputError("estimates one judge at a time", where="--dry-run",
+                         hint="Ask for each: gavel judge RUN --judge M --method X --dry-run.")  # fmt: skip
     method = make_method(method_name, settings)
     if not method.needs:
         return {"calls": 0, "tokens": 0}
