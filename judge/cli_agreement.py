@@ -76,7 +76,7 @@ def agreement(
         check_judge(model, options)
     elif model is not None:
         raise InputError("either a judge is asked or replies are read again", where="--recorded")
-    labelled = list(read_labelled(source, mapping, bad))
+    labelled = list(read_labelled(source, mapping, bad, draw_sides=recorded is None))
     bad.check()
     if not labelled:
         raise InputError("holds no labelled pairs", where=source)

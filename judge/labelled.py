@@ -26,10 +26,14 @@ class Labelled:
     gold: float
 
 
-def read_labelled(src: str, mapping: Mapping[str, str], bad: BadRows) -> Iterator[Labelled]:
+def read_labelled(
+    src: str, mapping: Mapping[str, str], bad: BadRows, *, draw_sides: bool = True
+) -> Iterator[Labelled]:
     """The labelled pairs of a source: response_a, response_b and label, or chosen and rejected.
 
-    Which of chosen and rejected is a is drawn by a hash of the texts, so that no place is always right.
+    draw_sides: which of chosen and rejected is a is drawn by a hash of the texts, so that no place is
+        always right; otherwise chosen is a, as who recorded replies will have had it.
+
     A row without an id is named by its number from 0; of two with one id the later is a bad row.
 
     Raises InputError for a source that cannot be read or has no such columns.
@@ -41,7 +45,7 @@ def read_labelled(src: str, mapping: Mapping[str, str], bad: BadRows) -> Iterato
     usable = False
     for row in read_rows(src, bad):
         try:
-            found = _labelled(row, layout)
+            found = _labelled(row, layout, draw_sides)
             if found.id in seen:
                 raise RowError(f"the id {found.id!r} came before")
         except RowError as error:
@@ -61,14 +65,18 @@ def read_labelled(src: str, mapping: Mapping[str, str], bad: BadRows) -> Iterato
         raise layout.columns.unusable(src, columns, layout.needs, missing.meaning)
 
 
-def _labelled(row: Row, layout: PreferenceLayout) -> Labelled:
+def _labelled(row: Row, layout: PreferenceLayout, draw_sides: bool) -> Labelled:
     found = layout.compared(row.data)
     messages = tuple(Message(turn.role, turn.content) for turn in found.prompt.messages)
     references = found.prompt.references
     prompt = Prompt(id=prompt_id(messages, references), messages=messages, references=references)
     texts = found.texts
     gold = 0.5 if found.better is None else float(found.better == 0)
-    if found.named and int(digest("side", messages, sorted(texts)), 16) % 2 != (texts[0] > texts[1]):
+    if (
+        draw_sides
+        and found.named
+        and int(digest("side", messages, sorted(texts)), 16) % 2 != (texts[0] > texts[1])
+    ):
         texts, gold = texts[::-1], 1 - gold
     given = row.data.get("id")
     name = str(given) if isinstance(given, str | int) and not isinstance(given, bool) else str(row.number - 1)

@@ -19,7 +19,7 @@ from gavel.rows import BadRows, Row
 from gavel.sources import read_rows
 from judge.duels import Outcome
 from judge.labelled import Labelled
-from judge.replies import Reading, read_label, read_rating
+from judge.replies import Reading, read_json, read_label, read_rating
 
 _NONE = Outcome(None, None)
 
@@ -34,12 +34,18 @@ class Style:
     pattern: str | None
 
 
+_SENTENCE = Style("output", ("a", "b"), r"Output \((?P<label>a|b)\) is better")
 #: tried in this order; the first that finds anything in a reply reads it
 STYLES = (
-    Style("output", ("a", "b"), r"(?i:\boutput\s*)\((?P<label>[A-Za-z])\)(?i:\s+is\s+(?:the\s+)?better)"),
+    _SENTENCE,
     Style("brackets", ("A", "B", "C"), r"\[\[\s*(?P<label>[^\[\]\n]{1,12}?)\s*\]\]"),
     Style("result", ("A", "B"), r"\[RESULT\]\W{0,4}(?P<label>\w+)"),
-    Style("verdict", ("A", "B", "C"), r"(?i:\b(?:verdict|winner)\W{1,6})(?P<label>[A-Z])\b"),
+    Style(
+        "verdict",
+        ("A", "B", "C"),
+        r"(?im:\b(?:verdict|winner)\b[ \t]*(?:is)?[ \t]*[:=][^\w\n]{0,4})(?P<label>\w+)"
+        r"(?m:(?=[*_\"`)\]]*(?:[.!;,]|\s*$)))",
+    ),
     Style(
         "line",
         ("a", "b"),
@@ -49,10 +55,21 @@ STYLES = (
     Style("letter", ("A", "B", "C"), None),
     Style("model", ("m", "M"), None),
 )
-#: the last verdict of the style "output" may also be put so: "the better output is Output (a)"
-_CONCLUDES = (
-    r"(?i:\bbetter\s+(?:output|one|choice)\b[^.\n]{0,80}?\bis\s*:?\s*\**\s*output\s*)\((?P<label2>[A-Za-z])\)"
+#: replies that begin with the name of an output alone, as LLMBar asks for where it wants no reasons
+_LINE_FIRST = Style("line first", ("a", "b"), r"(?:^|\n) ?Output \((?P<label>a|b)\)")
+#: the last verdict of the style "output" may also be put so
+_OUTPUT = r"\boutput\s*\((?P<label{}>[A-Za-z])\)"
+_CONCLUDES = "|".join(
+    (
+        rf"(?i:{_OUTPUT.format(1)}\s+is\s+(?:(?:the|much|clearly|far|slightly|overall|still)\s+){{0,2}}better)",
+        rf"(?i:\bbetter\s+(?:output|one|choice)\b[^.\n]{{0,80}}?\bis\s*:?\s*\**\s*{_OUTPUT.format(2)})",
+        rf"(?i:\bI\s+(?:would\s+)?(?:choose|prefer|pick|select)\s+{_OUTPUT.format(3)})",
+        rf"(?i:{_OUTPUT.format(4)}\s+wins\b)",
+    )
 )
+_TIE = re.compile(r"(?i)\[\[\s*(?:tie|draw|both|equal)\s*\]\]")
+_TIE_ALONE = re.compile(r"(?i)\W*(?:verdict\s*:\s*)?(?:it(?:'s| is) )?(?:a )?(?:tie|draw)\W*")
+_FREE_RATING = r"(?i)(?:\brating\b|\bscore\b|\[\[)[^\w\n.+\-<>]{0,6}(?P<rating>[-+]?[\d.,]+)"
 
 
 def own_style(pattern: str, labels: Sequence[str]) -> Style:
@@ -71,9 +88,9 @@ def own_style(pattern: str, labels: Sequence[str]) -> Style:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A record in which the first and the last verdict differ. shown: which answer each chose, "first",
-    "second", "tie" or None. careful: what a careful reader takes, which is the last that the judge
-    gives as its own; ends: the end of the reply."""
+    """A record in which the first and the last verdict differ: which answer as shown each chose, "first",
+    "second", "tie" or None. careful: "first" or "last", the rule that a careful reader sides with, or
+    "unclear". ends: the end of the reply."""
 
     id: str
     order: str
@@ -125,15 +142,20 @@ def replay(
         replaced += key in counting
         if key not in counting or _weight(record) >= _weight(counting[key]):
             counting[key] = record
+    at_the_time = _styles_at_the_time(counting.values(), styles)
+    three_way = any(pair.gold == 0.5 for pair in labelled)
     said: dict[str, dict[str, float | None]] = {}
     differences, reasons = [], Counter[str]()
     for (name, order), record in counting.items():
         texts = _texts(pairs[name])
         if order == "rating":
-            said.setdefault(name, {}).update(_rated(record, rule, reasons))
+            said.setdefault(name, {}).update(_rated(record, rule, reasons, three_way))
             continue
         text, cut = str(record.data["raw_output"]), record.data.get("finish_reason")
-        read = {r: read_verdict(text, r, texts, cut, styles) for r in ("first", "last")}
+        read = {
+            "first": read_verdict(text, "first", texts, cut, at_the_time),
+            "last": read_verdict(text, "last", texts, cut, styles),
+        }
         found = {r: reading.value for r, reading in read.items()}
         if found["first"] != found["last"]:
             differences.append(_difference(name, order, found, record))
@@ -206,6 +228,11 @@ def read_verdict(
     cut = finish_reason if isinstance(finish_reason, str) else None
     if not text.strip():
         return Reading(reason="the reply is empty")
+    if _TIE_ALONE.fullmatch(text):
+        return Reading("tie")
+    text = _TIE.sub("[[C]]", text)
+    if text.lstrip().startswith("{") and (stated := _stated(text, quoted)) is not None:
+        return stated
     for style in styles:
         found = _in_style(text, style, rule, quoted, cut)
         if found.value is not None:
@@ -217,10 +244,38 @@ def read_verdict(
 
 
 def _in_style(text: str, style: Style, rule: str, quoted: Sequence[str], cut: str | None) -> Reading[str]:
+    if style is _SENTENCE and rule == "last":
+        pattern = _CONCLUDES
+        return read_label(text, style.labels, pattern=pattern, quoted=quoted, finish_reason=cut)
     if rule == "first":  # as it was read at the time: quotations count too
         return read_label(text, style.labels, pattern=style.pattern, rule=rule, finish_reason=cut)
-    pattern = f"{style.pattern}|{_CONCLUDES}" if style is STYLES[0] else style.pattern
-    return read_label(text, style.labels, pattern=pattern, quoted=quoted, finish_reason=cut)
+    return read_label(text, style.labels, pattern=style.pattern, quoted=quoted, finish_reason=cut)
+
+
+def _stated(text: str, quoted: Sequence[str]) -> Reading[str] | None:
+    """The field "verdict" of a reply that is a JSON object; None where it has none."""
+    found = read_json(text, quoted=quoted)
+    if found.value is None:
+        return Reading(reason=found.reason)
+    said = found.value.get("verdict")
+    if not isinstance(said, str):
+        return None
+    label = read_label(said, ("A", "B", "C"))
+    if label.value is None:
+        return Reading(reason=label.reason)
+    return Reading({"A": "first", "B": "second", "C": "tie"}[label.value])
+
+
+def _styles_at_the_time(records: Iterable[Row], styles: Sequence[Style]) -> Sequence[Style]:
+    """How an evaluator's replies were read by rule "first": where every one names an output at the
+    beginning of a line and few say that one is better, the name was the verdict."""
+    texts = [str(r.data["raw_output"]) for r in records if "raw_output" in r.data]
+    texts = [text for text in texts if text.strip()]
+    named = sum(re.search(_LINE_FIRST.pattern or "", text) is not None for text in texts)
+    reasoned = sum(re.search(_SENTENCE.pattern or "", text) is not None for text in texts)
+    if styles is STYLES and texts and named == len(texts) and reasoned < 0.2 * len(texts):
+        return (_LINE_FIRST, *STYLES)
+    return styles
 
 
 def _as_probability(shown: str | None, order: str) -> float | None:
@@ -232,23 +287,52 @@ def _as_probability(shown: str | None, order: str) -> float | None:
     return float((shown == "first") == (order == "ab"))
 
 
-def _rated(record: Row, rule: str, reasons: Counter[str]) -> Mapping[str, float | None]:
+def _rated(record: Row, rule: str, reasons: Counter[str], three_way: bool) -> Mapping[str, float | None]:
     scores = []
     for column in ("raw_output_a", "raw_output_b"):
-        found = read_rating(record.data[column], 0, 100)
+        found = _rating_alone(record.data[column])
         if found.value is None:
             reasons[found.reason or "no rating"] += 2  # it leaves both orders without a verdict
             return {"ab": None, "ba": None}
         scores.append(found.value)
     a, b = scores
     if a == b:
-        return {"ab": 0.0, "ba": 1.0} if rule == "first" else {"ab": 0.5, "ba": 0.5}
+        at_the_time = rule == "first" and not three_way  # the one shown second
+        return {"ab": 0.0, "ba": 1.0} if at_the_time else {"ab": 0.5, "ba": 0.5}
     return {"ab": float(a > b), "ba": float(a > b)}
+
+
+def _rating_alone(text: str) -> Reading[float]:
+    """The rating of a reply about one answer, on whatever scale up to 100: the number alone, "7/10", or
+    after the word rating."""
+    first = read_rating(text, 0, 100)
+    for high, pattern in ((10, None), (5, None), (100, _FREE_RATING), (10, _FREE_RATING), (5, _FREE_RATING)):
+        if first.value is not None:
+            return first
+        found = read_rating(text, 0, high, pattern=pattern)
+        if found.value is not None:
+            return found
+    return first
 
 
 def _difference(name: str, order: str, found: Mapping[str, str | None], record: Row) -> Difference:
     text = str(record.data["raw_output"]).strip()
-    return Difference(name, order, found["first"], found["last"], "last", " ".join(text[-160:].split()))
+    return Difference(name, order, found["first"], found["last"], _careful(text, found), _end_of(text))
+
+
+def _careful(text: str, found: Mapping[str, str | None]) -> str:
+    """Which rule a careful reader sides with: the last where the reply ends with it (in its last two
+    sentences), the first where it begins with that and ends with none, else it is unclear."""
+    sentences = [s for s in re.split(r"(?<=[.!?])\s+|\n+", text.strip()) if s.strip()]
+    ending = read_verdict(" ".join(sentences[-2:]), "last").value
+    if ending is not None:
+        return "last" if ending == found["last"] else "first" if ending == found["first"] else "unclear"
+    beginning = read_verdict(sentences[0], "last").value if sentences else None
+    return "first" if beginning is not None and beginning == found["first"] else "unclear"
+
+
+def _end_of(text: str) -> str:
+    return " ".join(text[-160:].split())
 
 
 def as_rows(differences: Iterable[Difference]) -> list[dict[str, Any]]:

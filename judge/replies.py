@@ -59,13 +59,15 @@ def read_label(
     if isinstance(cleaned, Reading):
         return Reading(reason=cleaned.reason)
     bare = pattern is None
-    found = list(_own(cleaned, pattern or _bare(labels), "label", quoted))
+    found = list(_own(cleaned, pattern or _BARE_LABEL, "label", quoted, careful=rule == "last"))
     if not found:
         return Reading(reason="no verdict in the reply")
     if rule == "first":
         offered = {label: end for said, end in reversed(found) if (label := _offered(said, labels))}
         found = [(label, offered[label]) for label in labels if label in offered][:1] or found[:1]
     said, end = found[-1]
+    if rule == "last" and _TAKEN_BACK.search(cleaned, end):
+        return Reading(reason="the verdict was taken back")
     label = _offered(said, labels)
     if label is None:
         return Reading(reason=f"{_short(said)} was not offered")
@@ -100,6 +102,8 @@ def read_rating(
         return Reading(reason="no rating in the reply")
     said, end = found[0] if rule == "first" else found[-1]
     after = cleaned[end:]
+    if _TAKEN_BACK.search(after):
+        return Reading(reason="the rating was taken back")
     number = _number(said, after, high)
     if isinstance(number, Reading):
         return Reading(reason=number.reason)
@@ -144,6 +148,10 @@ def read_json(
             continue
         if isinstance(value, dict):
             found = value
+    if found is not None and _begins_another(cleaned):
+        return Reading(reason="another JSON object was begun and cut off")
+    if found is not None and _TAKEN_BACK.search(cleaned[cleaned.rfind("}") :]):
+        return Reading(reason="the verdict was taken back")
     if found is not None:
         return Reading(found)
     cut = finish_reason == "length" or cleaned.count("{") > cleaned.count("}")
@@ -205,15 +213,16 @@ def read_ranking(
     if isinstance(cleaned, Reading):
         return Reading(reason=cleaned.reason)
     one = r"[\[(*]*(?:{})[\])*]*".format("|".join(map(re.escape, sorted(labels, key=len, reverse=True))))
-    run = rf"(?<![\w>=])(?P<ranking>{one}(?:\s*[>=≻]\s*[\[(*]*\w+[\])*]*)+)(?!\w|\s*[>=])"
+    run = rf"(?i)(?<![\w>=])(?P<ranking>{one}(?:\s*[>=≻]\s*[\[(*]*\w+[\])*]*)+)(?!\w|\s*[>=])"
     if len(labels) == 1:
-        run = rf"(?P<ranking>{one})"
+        run = rf"(?i)(?P<ranking>{one})"
     found = list(_own(cleaned, pattern or run, "ranking", quoted))
     if not found:
         return Reading(reason="no ranking in the reply")
     said, _ = found[-1]
     groups = tuple(
-        tuple(part.strip(" \t\n[]()*") for part in group.split("=")) for group in re.split(r"[>≻]", said)
+        tuple(_offered(part, labels) or part for part in group.split("="))
+        for group in re.split(r"[>≻]", said)
     )
     if sorted(label for group in groups for label in group) != sorted(labels):
         return Reading(reason="the ranking does not name each candidate once")
@@ -222,19 +231,28 @@ def read_ranking(
 
 # finding
 _LEAD = (
+    r"(?:i\s+(?:choose|prefer|pick|select)\s+)?"
     r"(?:(?:my |the |final |overall )*(?:answer|verdict|choice|winner|rating|score|better|best|decision)"
-    r"(?: one)?(?: is)?\s*[:=]?\s*)?"
+    r"(?: one)?(?: is)?\s*[:=]?\s*)?(?:(?:response|assistant|answer|option|output|model)\s+)?"
 )
+_BEFORE = r"\A[^\w<>.+\-]*?"
 _BARE_RATING = (
-    rf"(?i)\A\W*?{_LEAD}[\[(*_\"'`]*(?P<rating>[-+]?[\d٠-٩۰-۹०-९]+(?:[.,]\d+)?(?:\s*[-–]\s*\d+)?|nan|n/a)"
+    rf"(?i){_BEFORE}{_LEAD}[\[(*_\"'`]*(?P<rating>[-+]?[\d٠-٩۰-۹०-९]+(?:[.,]\d+)?(?:\s*[-–]\s*\d+)?|nan|n/a)"
     r"[\])*_\"'`]*(?:\s*(?:/|out of|of)\s*\d+)?[\s.!)\]*]*\Z"
 )
-
-
-def _bare(labels: Sequence[str]) -> str:
-    """A reply that is a label alone, give or take its lead and the marks around it."""
-    del labels  # any word is found, so that one that was not offered is said to be so
-    return rf"\A\W*?(?i:{_LEAD})[\[(*_\"'`]*(?P<label>\w+)[\])*_\"'`]*[\s.!,:;)\]*]*\Z"
+#: any word is found, so that one that was not offered is said to be so
+_BARE_LABEL = (
+    rf"\A\W*?(?i:{_LEAD})[\[(*_\"'`]*(?P<label>\w+)[\])*_\"'`]*"
+    r"(?i:\s+is\s+better|\s*,\s*(?:because|since|as)\b.*)?[\s.!,:;)\]*]*\Z"
+)
+_TAKEN_BACK = re.compile(
+    r"(?i)\b(?:t(?:ake|ook) (?:it|that|this) back|retract|withdraw|scratch that|I was wrong"
+    r"|(?:cannot|can't|can not) decide|chang(?:e|ed) my mind"
+    r"|on (?:further |second )?(?:reflection|thoughts?))\b"
+)
+#: before a verdict in its own clause these make it none
+_UNLESS = re.compile(r"(?i)\b(?:not|neither|nor|if|whether|unless|cannot|never)\b|n't\b")
+_CLAUSE = re.compile(r"(?i)[.,;:!?\n]|\b(?:but|so|therefore|thus|hence|and|because|since|while)\b")
 
 
 def _clean(text: str) -> str | Reading[Any]:
@@ -247,11 +265,17 @@ def _clean(text: str) -> str | Reading[Any]:
         return Reading(reason="the thinking never ended")
     if not text.strip():
         return Reading(reason="the reply is empty")
+    text = re.sub(r"[\u2212\u2013\ufe63\uff0d](?=\d)", "-", text)  # a minus is a minus
     return unicodedata.normalize("NFKC", text)
 
 
-def _own(text: str, pattern: str, group: str, quoted: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """The matches that are the judge's own words: (what the group holds, where it ends)."""
+def _own(
+    text: str, pattern: str, group: str, quoted: Sequence[str], *, careful: bool = True
+) -> Iterator[tuple[str, int]]:
+    """The matches that are the judge's own words: (what the group holds, where it ends).
+
+    careful: not those that are denied, put on a condition, or asked.
+    """
     sources = [unicodedata.normalize("NFKC", source.translate(_INVISIBLE)) for source in quoted if source]
     quotations = [m.span() for m in _QUOTES.finditer(text)] if sources else []
     compiled = re.compile(pattern)
@@ -264,8 +288,17 @@ def _own(text: str, pattern: str, group: str, quoted: Sequence[str]) -> Iterator
             continue
         if any(_copied(text, match.start(), match.end(), source) for source in held):
             continue
+        if careful and not _is_meant(text, match.start(), match.end()):
+            continue
         name = next(name for name in names if match.group(name) is not None)
         yield match.group(name), match.end(name)
+
+
+def _is_meant(text: str, start: int, end: int) -> bool:
+    """Whether a verdict is said as one: not "if …", not "it is not true that …", no question."""
+    clause = _CLAUSE.split(text[max(0, start - 80) : start])[-1]
+    sentence = re.match(r"[^.!\n]*", text[end : end + 80])
+    return not _UNLESS.search(clause) and "?" not in (sentence.group() if sentence else "")
 
 
 def _copied(text: str, start: int, end: int, source: str) -> bool:
@@ -295,6 +328,8 @@ def _number(said: str, after: str, high: int) -> float | Reading[Any]:
         if int(out_of.groups()[-1]) != high:
             return Reading(reason=f"out of {out_of.groups()[-1]}, the scale ends at {high}")
         said = out_of.group(1) if out_of.re.groups == 2 else said
+    if not out_of and re.match(r"[\w%⁄]|\s+\d", after):
+        return Reading(reason="what follows the number is part of it")
     if re.match(r"\s*(?:[-–]|to\b|or\b)\s*\d", after) or re.fullmatch(r"\d+\s*(?:[-–]|to|or)\s*\d+", said):
         return Reading(reason="a range is no rating")
     said = re.sub(r"\.$", "", said)
@@ -363,6 +398,14 @@ def _objects(text: str) -> Iterator[str]:
             depth -= 1
             if not depth:
                 yield text[start : place + 1]
+
+
+def _begins_another(text: str) -> bool:
+    """Whether an object is begun after the last whole one and never closed."""
+    rest = text
+    for piece in _objects(text):
+        rest = rest.partition(piece)[2]
+    return re.search(r"\{\s*[\"'\w]", rest) is not None
 
 
 def _squeezed(text: str) -> str:

@@ -105,7 +105,7 @@ BARE_RATED: list[tuple[str, float | None]] = [
     ("", None), (" ", None), ("four", None), ("N/A", None), ("nan", None), ("NaN", None), ("4 5", None),
     ("between 3 and 4", None), ("I give it a 4 for style and a 2 for content", None), ("4 stars and 2 stars", None),
     ("1e0", None), ("0x4", None), ("44", None), ("4.5.1", None), ("--4", None), ("5!", 5), ("四", None),
-    ("<think>1</think>5", 5), ("<think>1</think>", None), ("<think>1", None), ("?", None), ("4?", None),
+    ("−7", None), ("–7", None), ("<4", None), (">4", None), ("<think>1</think>5", 5), ("<think>1</think>", None), ("<think>1", None), ("?", None), ("4?", None),
 ]  # fmt: skip
 
 #: the field "rating", 1 to 5, of a JSON object
@@ -130,7 +130,8 @@ JSON_RATED: list[tuple[str, float | None]] = [
     ('{{"rating": 4}}', None), ('{"rating": 4 "x": 1}', None), ('{"rating"; 4}', None), ('{"rating": four}', None),
     ('{"rating": 4;}', None), ('{"rating": 44}', None), ('{"rating": 1e400}', None), ('{"rating": "N/A"}', None),
     ('<think>{"rating": 4}', None), ('{"rating": 04}', None), ('{"rating": +4}', 4), ('{"rating": .5}', None),
-    ('{"rating": 0x4}', 4), ('\ufeff{"rating": 4}', 4), ('{"rating": ４}', 4), ('{“rating”: 4}', None),
+    ('{"rating": 7} and I was wrong, it should be 3', None), ('{"rating": 4}\n{"rating": 3', None),
+    ('{"rating": 4} {"rating":', None), ('{"rating": 0x4}', 4), ('\ufeff{"rating": 4}', 4), ('{"rating": ４}', 4), ('{“rating”: 4}', None),
 ]  # fmt: skip
 
 #: A, B, C in order
@@ -140,8 +141,38 @@ RANKED: list[tuple[str, Any]] = [
     ("**B > A > C**", (("B",), ("A",), ("C",))), ("[B] > [A] > [C]", (("B",), ("A",), ("C",))),
     ("A > B > C\nNo: C > A > B", (("C",), ("A",), ("B",))), ("I say A > B > C.", (("A",), ("B",), ("C",))),
     ("<think>A > B > C</think>B > C > A", (("B",), ("C",), ("A",))), ("Ａ > Ｂ > Ｃ", (("A",), ("B",), ("C",))),
-    ("A > B", None), ("A > B > C > D", None), ("A > B > B", None), ("A > B > C > A", None), ("A, B, C", None),
+    ("b > a > c", (("B",), ("A",), ("C",))), ("A > B", None), ("A > B > C > D", None), ("A > B > B", None), ("A > B > C > A", None), ("A, B, C", None),
     ("", None), ("A", None), ("A B C", None), ("1 > 2 > 3", None), ("A < B < C", None), ("> A > B > C", (("A",), ("B",), ("C",))),
     ("A > B > ", None), ("A >> B >> C", None), ("A > B > D", None), ("none is better", None), ("<think>A > B > C", None),
     ("X > Y > Z", None), ("A > B; C", None), ("A ≻ B ≻ C", (("A",), ("B",), ("C",))),
+]  # fmt: skip
+
+#: the default comparison's free reply: A, B or C after "Verdict:"
+VERDICTS: list[tuple[str, str | None]] = [
+    ("Verdict: A", "A"), ("Verdict: **B**", "B"), ("Better: C.", "C"), ("The verdict is: A. B is worse.", "A"),
+    ("A is better. B is worse.", None), ("B is better, A lacks detail", None), ("A is better - B is worse", None),
+    ("Neither is better. A has errors", None), ("Which is better? A is longer.", None), ("Verdict: A or B", None),
+    ("Verdict: A and B are equal", None), ("Verdict: A/B", None), ("Verdict: A response is needed", None),
+    ("Verdict: A. But I am not sure; I cannot decide.", None), ("Verdict: D", None), ("Verdict: A\nVerdict: B", "B"),
+]  # fmt: skip
+
+#: the default rating's free reply, 1 to 10
+RATINGS: list[tuple[str, float | None]] = [
+    ("Rating: 7", 7), ("Rating: 7/10", 7), ("**Rating:** 8", 8), ("Rating: 7.", 7), ("Rating: -7", None),
+    ("Rating: −7", None), ("Rating: (-7)", None), ("Rating: .5", None), ("Rating: 1e400", None), ("Rating: 1 0", None),
+    ("Rating: 7½", None), ("Rating: 7%", None), ("Rating: 4x", None), ("Rating: 3\nI take it back.", None),
+    ("Rating: 3. On reflection, that is too low.", None), ("Rating: <7", None),
+]  # fmt: skip
+
+#: recorded replies of any style: what was preferred as shown
+RECORDED: list[tuple[str, str | None]] = [
+    ("[[A]]\nActually, I take that back.", None), ("[[A]] — on reflection neither is better, so a tie.", None),
+    ("It is not true that Output (a) is better.", None), ("I can't say that Output (a) is better", None),
+    ("Output (a) is better than Output (b)? No.", None), ("Neither Output (a) is better nor Output (b) is better", None),
+    ("Output (a) is better in tone. Overall, I choose Output (b).", "second"),
+    ("Output (b) is better at rhyme, but overall Output (a) wins.", "first"), ('{"verdict": "A"}', "first"),
+    ('{"verdict": "A", "verdict": "B"}', None), ("Tie", "tie"), ("[[Tie]]", "tie"), ("I choose A", "first"),
+    ("I prefer Output (b).", "second"), ("A, because it is shorter", "first"), ("Response A", "first"),
+    ("Assistant A is better", "first"), ("Output (b) is much better", "second"), ("Output (b) is clearly better", "second"),
+    ("The verdict: A is good, but B better", None), ("It's a draw.", "tie"), ("Option B.", "second"),
 ]  # fmt: skip

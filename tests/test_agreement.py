@@ -277,6 +277,28 @@ def test_ratings_and_their_ties(tmp_path: Path) -> None:
     assert (source.outcomes["p1"].ab, source.outcomes["p1"].ba) == (0.0, 1.0), "the one shown second"
 
 
+def test_ratings_in_words_and_on_their_own_scale(tmp_path: Path) -> None:
+    def row(a: str, b: str) -> dict[str, Any]:
+        return {"id": "p0", "evaluator": "e", "kind": "rating", "raw_output_a": a, "raw_output_b": b}
+
+    for a, b in (("7/10", "3/10"), ("It is good. Rating: 7", "Rating: [[3]]"), ("[[8]]", "2"), ("9", "0")):
+        assert recorded(tmp_path, row(a, b)).outcomes["p0"].ab == 1.0, (a, b)
+
+
+def test_recorded_replies_about_chosen_and_rejected(tmp_path: Path, gavel: Gavel) -> None:
+    """Whoever recorded them had chosen as a: no hash draws the sides."""
+    rows = [
+        {"id": f"p{n}", "prompt": f"q{n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(8)
+    ]
+    replies = [
+        {"id": f"p{n}", "evaluator": "e", "order": order, "raw_output": f"Output ({best}) is better"}
+        for n in range(8) for order, best in (("ab", "a"), ("ba", "b"))
+    ]  # fmt: skip
+    labels, records = jsonl(tmp_path / "pairs.jsonl", rows), jsonl(tmp_path / "replies.jsonl", replies)
+    found = json.loads(gavel("agreement", labels, "--recorded", records, "--json").out)
+    assert (found["accuracy"], found["order_agreement"]) == (1.0, 1.0)
+
+
 def test_records_that_cannot_be_used(tmp_path: Path) -> None:
     good = {"id": "p0", "evaluator": "e", "order": "ab", "raw_output": "[[A]]"}
     for fault in ({"order": "aa"}, {"raw_output": None}, {"id": None}):

@@ -9,6 +9,8 @@ import reply_tables as tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gavel.templates import load
+from judge.recorded import read_verdict
 from judge.replies import (
     Reading,
     read_json,
@@ -65,6 +67,22 @@ def test_ratings_in_json(text: str, expected: float | None) -> None:
 @pytest.mark.parametrize(("text", "expected"), tables.RANKED)
 def test_rankings(text: str, expected: Any) -> None:
     said(read_ranking(text, ABC), expected)
+
+
+@pytest.mark.parametrize(("text", "expected"), tables.VERDICTS)
+def test_free_replies_of_the_default_comparison(text: str, expected: str | None) -> None:
+    pattern = load("pairwise", "default").texts["pattern"]
+    said(read_label(text, ABC, pattern=pattern), expected)
+
+
+@pytest.mark.parametrize(("text", "expected"), tables.RATINGS)
+def test_free_replies_of_the_default_rating(text: str, expected: float | None) -> None:
+    said(read_rating(text, 1, 10, pattern=load("rating", "single").texts["pattern"]), expected)
+
+
+@pytest.mark.parametrize(("text", "expected"), tables.RECORDED)
+def test_recorded_replies(text: str, expected: str | None) -> None:
+    said(read_verdict(text, "last"), expected)
 
 
 def test_the_tables_are_long() -> None:
