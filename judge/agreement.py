@@ -83,6 +83,20 @@ def agreement(compared: Sequence[Compared]) -> dict[str, Any]:
     return result
 
 
+def flip_rate(compared: Iterable[Compared], disputed: str) -> float | None:
+    """The share of wrong labels among those that `gavel pairs` would make of a judge's answers: ties and
+    answers without a verdict make none, and with disputed "drop" neither do two orders that differ."""
+    right = wrong = 0
+    for one in compared:
+        if one.ab is None or one.ba is None or (disputed == "drop" and _side(one.ab) != _side(one.ba)):
+            continue
+        said, gold = _side((one.ab + one.ba) / 2), _side(one.gold)
+        if 2 not in (said, gold):
+            right += said == gold
+            wrong += said != gold
+    return wrong / (right + wrong) if right + wrong else None
+
+
 _RATES = ("accuracy_ab", "accuracy_ba", "accuracy", "both_correct", "order_agreement", "p_first")
 
 

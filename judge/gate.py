@@ -50,7 +50,7 @@ class Gate:
         Raises CheckFailed when it is under a threshold: nothing is labelled then.
         """
         from gavel.sources import BadRows
-        from judge.agreement import agreement, compare
+        from judge.agreement import agreement, compare, flip_rate
         from judge.duels import ask
         from judge.labelled import duels_of, read_labelled
 
@@ -60,11 +60,13 @@ class Gate:
         with RunDir.open(journal or run.path / "gold") as kept:
             pass_of_gold = f"gold-{digest(self.gold, judging.identity())[:8]}"
             outcomes, _ = ask(duels_of(labelled), judging, kept, name=pass_of_gold)
-        found = agreement(compare(labelled, outcomes))
+        compared = compare(labelled, outcomes)
+        found = agreement(compared)
         judged = name or default_pass(judging)
         result = {
             "gold": self.gold,
             **{key: found[key] for key in ("n", "accuracy", "order_agreement", "unparsed")},
+            "flip_rate": {rule: flip_rate(compared, rule) for rule in ("soften", "drop")},
             "min_accuracy": self.min_accuracy,
             "min_order_agreement": self.min_order_agreement,
         }

@@ -34,7 +34,7 @@ class Tally:
         self._margins = array("d")
         self._chars = [0, 0]  # of all chosen, of all rejected
         self._longer = 0
-        self._orders = [0, 0]  # pairs answered in both orders, pairs of those whose orders disagree
+        self._orders = [0, 0, 0]  # pairs answered in both orders; of those disputed; opposed
         self._policies: Counter[tuple[str, str, str]] = Counter()
 
     def add_prompt(self, candidates: Sequence[Candidate], pairs: Sequence[Proposal]) -> None:
@@ -55,6 +55,7 @@ class Tally:
         if compared is not None:
             self._orders[0] += compared.asked_both
             self._orders[1] += len(compared.disputed)
+            self._orders[2] += compared.opposed
         texts = {c.completion.text for c in candidates if c.completion.text.strip()}
         self._texts.extend(_hash(text) for text in texts)
 
@@ -89,23 +90,26 @@ class Tally:
             "length_correlation": rank_correlation(self._scores, self._lengths),
         }
 
-    def orders(self, gate: Mapping[str, Any] | None) -> dict[str, Any]:
+    def orders(self, gate: Mapping[str, Any] | None, disputed: str) -> dict[str, Any]:
         """How often the two orders of a pair disagree, and the flip rate: how often a label is wrong.
 
-        From a gate's accuracy on gold labels where the pass has one (1 − accuracy), else from the
-        orders: if each errs on its own with rate ε, they disagree with 2ε(1 − ε). A judge that errs in
-        both orders alike is not caught by that, so it is a lower bound. None where nothing was asked
-        in both orders. Never 0.5 or more: such labels teach nothing.
+        From a gate's gold labels where the pass has one: wrong labels of those that would be made. Else
+        from the orders: if each errs on its own with rate ε, they oppose each other with 2ε(1 − ε). A
+        label that both must support is wrong with ε² / (ε² + (1 − ε)²); where opposed pairs are kept, and
+        are right half the time, with ε² + ε(1 − ε) = ε. A judge that errs in both orders alike is not
+        caught by that. None where nothing was asked in both orders; never 0.5 or more.
         """
-        both, differ = self._orders
-        share = differ / both if both else None
+        both, differ, opposed = self._orders
         flip = from_what = None
-        if gate is not None and gate.get("accuracy") is not None:
-            flip, from_what = 1.0 - float(gate["accuracy"]), "gold"
-        elif share is not None:
-            flip, from_what = (1 - math.sqrt(max(0.0, 1 - 2 * share))) / 2, "orders"
+        if gate is not None and gate.get("flip_rate", {}).get(disputed) is not None:
+            flip, from_what = float(gate["flip_rate"][disputed]), "gold"
+        elif both:
+            error = (1 - math.sqrt(max(0.0, 1 - 2 * opposed / both))) / 2
+            flip, from_what = error, "orders"
+            if disputed == "drop":
+                flip = error**2 / (error**2 + (1 - error) ** 2)
         return {
-            "order_disagreement": share,
+            "order_disagreement": differ / both if both else None,
             "flip_rate": None if flip is None else min(flip, 0.49),
             "flip_rate_from": from_what,
         }

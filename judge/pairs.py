@@ -109,7 +109,7 @@ def make_pairs(run: RunDir, config: PairConfig) -> dict[str, Any]:
         **tally.counts(),
         "dropped": dict(dropped),
         **tally.statistics(),
-        **tally.orders(run.manifest().get("gates", {}).get(judging)),
+        **tally.orders(run.manifest().get("gates", {}).get(judging), config.disputed),
         "repeated_texts": tally.repeated_texts(run.completions_path),
         "labels_shuffled": config.shuffle_labels,
         "labels_swapped": tally.swapped,

@@ -115,6 +115,11 @@ def disagree(orders: Mapping[bool, Sequence[float | None]]) -> bool | None:
     return _sign(one) != _sign(other)
 
 
+def _opposed(orders: Mapping[bool, Sequence[float | None]]) -> bool:
+    one, other = _mean(orders[True]), _mean(orders[False])
+    return one is not None and other is not None and _sign(one) * _sign(other) < 0
+
+
 def _sign(p: float) -> int:
     return (p > 0.5) - (p < 0.5)
 
@@ -125,7 +130,8 @@ class Standing:
 
     places: completion id → its place in `strengths`. direct: pairs that were asked about.
     disputed: pairs whose orders disagree. judgment_ids: completion id → the judgments it stood in.
-    asked_both: how many pairs were answered in both orders.
+    asked_both: how many pairs were answered in both orders; opposed: in how many of those each order
+    prefers another (a tie in one is no opposite).
     """
 
     places: Mapping[str, int]
@@ -134,6 +140,7 @@ class Standing:
     disputed: frozenset[Pair]
     judgment_ids: Mapping[str, tuple[str, ...]]
     asked_both: int
+    opposed: int
 
     def score(self, completion_id: str) -> float:
         return float(self.strengths.theta[self.places[completion_id]])
@@ -181,4 +188,5 @@ def standing(judgments: Sequence[Judgment], *, both_orders: bool = False) -> Sta
         frozenset(pair for pair, differs in verdicts.items() if differs),
         {one: tuple(sorted(found)) for one, found in asked.items()},
         sum(differs is not None for differs in verdicts.values()),
+        sum(_opposed(orders[pair]) for pair, differs in verdicts.items() if differs),
     )

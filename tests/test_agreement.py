@@ -17,7 +17,7 @@ from judging_tools import Answering, shown
 from gavel.errors import InputError
 from gavel.rundir import RunDir
 from gavel.sources import BadRows
-from judge.agreement import Compared, agreement, compare, kappa, wilson
+from judge.agreement import Compared, agreement, compare, flip_rate, kappa, wilson
 from judge.duels import ask
 from judge.judging import Single
 from judge.labelled import duels_of, read_labelled
@@ -86,6 +86,15 @@ def test_gold_ties_make_it_three_way() -> None:
 def test_a_judge_that_always_says_the_first() -> None:
     found = agreement([one(n % 2, 1, 0) for n in range(20)])
     assert (found["p_first"], found["order_agreement"], found["accuracy"]) == (1.0, 0.0, 0.5)
+
+
+def test_the_flip_rate_is_of_the_labels_that_would_be_made() -> None:
+    rows = [one(1, 1, 1), one(1, 0, 0), one(1, 1, 0), one(1, 0.9, 0.2), one(0, None, 0), one(1, 0.5, 0.5)]
+    assert flip_rate(rows, "soften") == pytest.approx(1 / 3), (
+        "two right, one wrong; a tie, a half, none left out"
+    )
+    assert flip_rate(rows, "drop") == pytest.approx(1 / 2)
+    assert flip_rate([], "drop") is None
 
 
 def test_nothing_compared() -> None:

@@ -17,6 +17,7 @@ from gavel.records import Completion, Judgment, PreferencePair
 from gavel.rundir import JsonlWriter, RunDir, read_records
 from judge.listwise import Listwise, orders
 from judge.method import Method
+from judge.pair_statistics import Tally
 from judge.pairs import PairConfig, make_pairs
 from judge.pairwise import Pairwise, Principles, weighed
 from judge.select import score_completions
@@ -233,6 +234,18 @@ def test_disputed_pairs_are_softened_or_dropped(tmp_path: Path) -> None:
         prefers(run, summary["pass"], disputed="drop")
     made = RunDir(run.path).stage(f"pairs/{summary['pass']}-best-worst")
     assert made["order_disagreement"] == 1.0 and made["flip_rate"] == 0.49
+
+
+@pytest.mark.parametrize(("disputed", "expected"), [("soften", 0.1), ("drop", 0.1**2 / (0.1**2 + 0.9**2))])
+def test_the_flip_rate_by_hand(disputed: str, expected: float) -> None:
+    """Each order errs in one of ten: they oppose each other in 18 of 100."""
+    tally = Tally()
+    tally._orders = [100, 25, 18]  # 7 ties against a preference say nothing of errors
+    found = tally.orders(None, disputed)
+    assert found["order_disagreement"] == 0.25
+    assert found["flip_rate"] == pytest.approx(expected) and found["flip_rate_from"] == "orders"
+    gold = tally.orders({"flip_rate": {"soften": 0.2, "drop": 0.05}}, disputed)
+    assert gold["flip_rate"] == (0.2 if disputed == "soften" else 0.05)
 
 
 def test_an_order_without_a_verdict_leaves_the_pair_without_one(tmp_path: Path) -> None:
