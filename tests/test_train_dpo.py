@@ -367,11 +367,15 @@ if __name__ == "__main__":
 
 
 def test_sigkill_then_the_same_command(model: str, tmp_path: Path) -> None:
-    from train.dpo import train_dpo
-
+    """In processes of their own, of one thread each: what other tests leave in this one (engines, threads)
+    changes the last bits."""
     root, out = str(Path(__file__).parents[1]), tmp_path / "killed"
-    code = _CHILD.format(root=root, model=model, out=str(out))
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+
+    def start(where: Path) -> subprocess.Popen[bytes]:
+        code = _CHILD.format(root=root, model=model, out=str(where))
+        return subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+
+    child = start(out)
     deadline = time.monotonic() + 90
     while not list(out.glob("checkpoints/checkpoint-*/whole")):
         assert child.poll() is None and time.monotonic() < deadline
@@ -382,9 +386,8 @@ def test_sigkill_then_the_same_command(model: str, tmp_path: Path) -> None:
     torn = out / "checkpoints" / "checkpoint-35"
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(b"half")
-    config, rows = settings(model, epochs=12, save_steps=5), planted(24)
-    train_dpo(config, rows, out)
-    train_dpo(config, rows, tmp_path / "straight")
+    runs = [start(out), start(tmp_path / "straight")]
+    assert [run.wait(timeout=300) for run in runs] == [0, 0]
     assert same_weights(out, tmp_path / "straight")
     assert [s["step"] for s in steps_of(out)] == list(range(1, 37))
 

@@ -88,8 +88,9 @@ class VllmEngine:
 
         self._check(Capability.SCORE)
         params = SamplingParams(
-            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, flat_logprobs=True
-        )
+            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, flat_logprobs=True,
+            skip_clone=True,
+        )  # fmt: skip
         return self._stream(requests, lambda _: params, _scored)
 
     def reward(self, requests: Iterable[RewardRequest]) -> Iterator[Rewarded | Refused]:
@@ -210,6 +211,7 @@ class VllmEngine:
         elif request.json_schema is not None:
             constraint = StructuredOutputsParams(json=json.dumps(request.json_schema))
         return SamplingParams(
+            skip_clone=True,  # vLLM's deep copy of it takes a tenth of a millisecond
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
