@@ -19,7 +19,7 @@ from gavel.rows import BadRows, Row
 from gavel.sources import read_rows
 from judge.duels import Outcome
 from judge.labelled import Labelled
-from judge.replies import Reading, read_json, read_label, read_rating
+from judge.replies import Reading, last_named, read_json, read_label, read_rating
 
 _NONE = Outcome(None, None)
 
@@ -89,15 +89,21 @@ def own_style(pattern: str, labels: Sequence[str]) -> Style:
 @dataclass(frozen=True, slots=True)
 class Difference:
     """A record in which the first and the last verdict differ: which answer as shown each chose, "first",
-    "second", "tie" or None. careful: "first" or "last", the rule that a careful reader sides with, or
-    "unclear". ends: the end of the reply."""
+    "second", "tie" or None. last: the last that stands there, whoever's it is. read: what a careful
+    reader takes, the last that the judge gives as its own; the rule "last" reads so. ends: the end of
+    the reply."""
 
     id: str
     order: str
     first: str | None
     last: str | None
-    careful: str
+    read: str | None
     ends: str
+
+    @property
+    def careful(self) -> str:
+        """Which of the two a careful reader sides with: "first", "last" or "neither"."""
+        return "last" if self.read == self.last else "first" if self.read == self.first else "neither"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,14 +162,19 @@ def replay(
             "first": read_verdict(text, "first", texts, cut, at_the_time),
             "last": read_verdict(text, "last", texts, cut, styles),
         }
-        found = {r: reading.value for r, reading in read.items()}
-        if found["first"] != found["last"]:
-            differences.append(_difference(name, order, found, record))
+        first, own = read["first"].value, read["last"].value
+        stands = _last_standing(text, styles) or own
+        if len({first, own, stands}) > 1:
+            ends = " ".join(text.strip()[-160:].split())
+            differences.append(Difference(name, order, first, stands, own, ends))
         chosen = read[rule]
         if chosen.value is None:
             reasons[chosen.reason or "no verdict"] += 1
         said.setdefault(name, {})[order] = _as_probability(chosen.value, order)
     outcomes = {name: Outcome(by.get("ab"), by.get("ba")) for name, by in said.items()}
+    missing = sum(order not in said.get(name, {}) for name in pairs for order in ("ab", "ba"))
+    if missing:
+        reasons["no record of this pair and order"] = missing
     return Replay(outcomes, tuple(differences), len(mine), len(records) - len(mine), replaced, reasons)
 
 
@@ -278,6 +289,15 @@ def _styles_at_the_time(records: Iterable[Row], styles: Sequence[Style]) -> Sequ
     return styles
 
 
+def _last_standing(text: str, styles: Sequence[Style]) -> str | None:
+    """Which answer the last verdict in a reply's form names, be it the judge's own or not."""
+    for style in styles:
+        label = last_named(text, style.labels, style.pattern) if style.pattern else None
+        if label is not None:
+            return ("first", "second", "tie")[style.labels.index(label)]
+    return None
+
+
 def _as_probability(shown: str | None, order: str) -> float | None:
     """Probability that a is better. shown: which answer was preferred, in the order shown."""
     if shown is None:
@@ -315,29 +335,10 @@ def _rating_alone(text: str) -> Reading[float]:
     return first
 
 
-def _difference(name: str, order: str, found: Mapping[str, str | None], record: Row) -> Difference:
-    text = str(record.data["raw_output"]).strip()
-    return Difference(name, order, found["first"], found["last"], _careful(text, found), _end_of(text))
-
-
-def _careful(text: str, found: Mapping[str, str | None]) -> str:
-    """Which rule a careful reader sides with: the last where the reply ends with it (in its last two
-    sentences), the first where it begins with that and ends with none, else it is unclear."""
-    sentences = [s for s in re.split(r"(?<=[.!?])\s+|\n+", text.strip()) if s.strip()]
-    ending = read_verdict(" ".join(sentences[-2:]), "last").value
-    if ending is not None:
-        return "last" if ending == found["last"] else "first" if ending == found["first"] else "unclear"
-    beginning = read_verdict(sentences[0], "last").value if sentences else None
-    return "first" if beginning is not None and beginning == found["first"] else "unclear"
-
-
-def _end_of(text: str) -> str:
-    return " ".join(text[-160:].split())
-
-
 def as_rows(differences: Iterable[Difference]) -> list[dict[str, Any]]:
     """The differences as a command prints them."""
     return [
-        {"id": d.id, "order": d.order, "first": d.first, "last": d.last, "careful": d.careful, "ends": d.ends}
+        {"id": d.id, "order": d.order, "first": d.first, "last": d.last, "read": d.read,
+         "careful": d.careful, "ends": d.ends}
         for d in differences
-    ]
+    ]  # fmt: skip

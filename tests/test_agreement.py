@@ -189,23 +189,25 @@ def test_llmbar_s_published_figures(subset: str, evaluator: str) -> None:
 
 @needs_data
 def test_where_the_two_rules_differ() -> None:
-    """Read by hand: in each of the 16 the judge argues for one after the other and ends with the last."""
+    """Read by hand: in 16 the judge argues for one after the other and ends with the last. In the other it
+    concludes "the better output … is Output (a)", after "Assistant (b) argues that Output (b) is better"."""
     differ = {}
     for subset in SUBSETS:
         for evaluator in ("GPT-4/Vanilla", "ChatGPT/CoT", "ChatGPT/Swap_CoT"):
             _, found = replayed(subset, evaluator, "last")
-            differ |= {(evaluator, d.id, d.order): (d.first, d.last, d.careful) for d in found.differences}
+            differ |= {(evaluator, f"{d.id} {d.order}"): d for d in found.differences}
     read = ["gptinst-006 ab", "gptinst-065 ba", "gptout-017 ba", "gptout-026 ab", "gptout-028 ba",
             "gptout-029 ba", "gptout-030 ba", "gptout-039 ab", "natural-007 ab", "natural-013 ab",
             "natural-030 ba", "natural-033 ab", "natural-064 ba", "natural-096 ab", "natural-096 ba",
             "natural-097 ba"]  # fmt: skip
-    assert sorted(f"{name} {order}" for _, name, order in differ) == read
-    assert {evaluator for evaluator, *_ in differ} == {"ChatGPT/Swap_CoT"}
-    assert set(differ.values()) == {("first", "second", "last")}
-    endings = {(r["id"], r["order"]): r["raw_output"] for r in load("judge_outputs")
+    assert {evaluator for evaluator, _ in differ} == {"ChatGPT/Swap_CoT"}
+    said = {name: (d.first, d.last, d.read, d.careful) for (_, name), d in differ.items()}
+    assert said.pop("gptinst-022 ba") == ("first", "second", "first", "first")
+    assert said == dict.fromkeys(read, ("first", "second", "second", "last"))
+    endings = {f"{r['id']} {r['order']}": r["raw_output"] for r in load("judge_outputs")
                if r["evaluator"] == "ChatGPT/Swap_CoT" and r["final"]}  # fmt: skip
-    for _, name, order in differ:
-        last = endings[name, order].rpartition("Output (b) is better")[2]
+    for name in read:
+        last = endings[name].rpartition("Output (b) is better")[2]
         assert "Output (a)" not in last, "nothing is said for the other after it"
 
 
@@ -256,6 +258,7 @@ def test_orders_and_missing_ones(tmp_path: Path) -> None:
     assert (found.outcomes["p0"].ab, found.outcomes["p0"].ba) == (1.0, 0.0)
     assert (found.outcomes["p1"].ab, found.outcomes["p1"].ba) == (None, 1.0)
     assert (found.records, found.unknown) == (3, 1)
+    assert found.reasons == {"no record of this pair and order": 3}
 
 
 def test_which_of_several_records_counts(tmp_path: Path) -> None:

@@ -85,11 +85,67 @@ def test_recorded_replies(text: str, expected: str | None) -> None:
     said(read_verdict(text, "last"), expected)
 
 
+@pytest.mark.parametrize(("text", "expected"), tables.MEANT)
+def test_what_the_words_around_a_verdict_make_of_it(text: str, expected: str | None) -> None:
+    said(read_label(text, ABC, pattern=tables.BRACKETS), expected)
+
+
+@pytest.mark.parametrize(("text", "expected"), tables.ARGUED)
+def test_arguments_about_outputs(text: str, expected: str | None) -> None:
+    said(read_label(text, ("a", "b"), pattern=tables.OUTPUT), expected)
+
+
+@pytest.mark.parametrize(("text", "shown", "expected"), tables.SHOWN)
+def test_replies_that_quote_or_agree(text: str, shown: str, expected: str | None) -> None:
+    said(read_label(text, ABC, pattern=tables.BRACKETS, quoted=[shown]), expected)
+
+
+@pytest.mark.parametrize(("text", "expected"), tables.SPOKEN)
+def test_labels_in_a_sentence(text: str, expected: str | None) -> None:
+    said(read_label(text, ABC), expected)
+
+
+@pytest.mark.parametrize(("text", "expected"), tables.GIVEN)
+def test_ratings_among_reasons(text: str, expected: float | None) -> None:
+    pattern = load("rating", "single").texts["pattern"]
+    said(read_rating(text, 1, 5, pattern=pattern, quoted=["Rating: 5, surely"]), expected)
+
+
+@pytest.mark.parametrize(("text", "shown", "expected"), tables.JSON_SHOWN)
+def test_json_beside_what_was_shown(text: str, shown: str, expected: str | None) -> None:
+    said(read_json_label(text, "verdict", ("A", "B"), quoted=[shown]), expected)
+
+
+def test_the_old_form_of_the_default_pattern() -> None:
+    """A letter that begins the next sentence is no verdict, whatever a user's pattern lets through."""
+    pattern = r"(?i:\b(?:verdict|better|winner)\W{1,6})(?P<label>[A-Z])\b"
+    for text, expected in (
+        ("B is better. A is worse.", None), ("Verdict: B. It reads better. A lacks detail.", "B"),
+        ("Verdict: A good answer is short.", None), ("Verdict: A", "A"), ("Verdict:\n\nB", "B"),
+        ("B is better, A lacks detail", None), ("Verdict: A because it is right", "A"),
+    ):  # fmt: skip
+        said(read_label(text, ABC, pattern=pattern), expected)
+
+
+def test_a_hundred_kilobytes_are_read() -> None:
+    """In time, too: each of these would take minutes if a pattern went back over it again and again."""
+    many = "[[A]] " * 17_000
+    said(read_label(f'It says "{many}"', ABC, pattern=tables.BRACKETS, quoted=[many]), None)
+    said(read_label("I see. [[B]]", ABC, pattern=tables.BRACKETS, quoted=[many]), "B")
+    for noise in ("“", "```", "<s>", " '", "é", "(", "*", "my final ", "not "):
+        long = noise * (100_000 // len(noise))
+        said(read_label(f"{long}\n[[B]]", ABC, pattern=tables.BRACKETS, quoted=["x", long]), "B")
+        said(read_label(f"{long} x", ABC), None)
+        said(read_rating(f"{long} x", 1, 5), None)
+    said(read_ranking("A > " * 25_000, ABC), None)
+    said(read_json("{" * 100_000), None)
+
+
 def test_the_tables_are_long() -> None:
     lists = [rows for rows in vars(tables).values() if isinstance(rows, list)]
-    rows = [(n, text) for n, table in enumerate(lists) for text, _ in table]
-    assert len(rows) == len(set(rows)) > 350, "different replies, each once"
-    assert sum(expected is None for table in lists for _, expected in table) > 180
+    rows = [(n, *row[:-1]) for n, table in enumerate(lists) for row in table]
+    assert len(rows) == len(set(rows)) > 600, "different replies, each once"
+    assert sum(row[-1] is None for table in lists for row in table) > 300
 
 
 # cut off
@@ -204,3 +260,19 @@ def test_a_candidate_put_into_quotation_marks_gives_no_verdict(parts: list[str])
         return
     found = read_label(f'{OWN}It says "{candidate}".', ABC, pattern=tables.BRACKETS, quoted=[candidate])
     assert found.value is None
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from([*PIECES, "Verdict", '"', "`", ">", "```", "'", "."]), min_size=1, max_size=8),
+    st.sampled_from(['"{}"', "“{}”", "«{}»", "「{}」", "‘{}’"]),
+)
+def test_a_candidate_quoted_whole_gives_no_verdict_whatever_marks_it_holds(
+    parts: list[str], marks: str
+) -> None:
+    candidate = " ".join(parts).strip()
+    reply = f"{OWN}It says\n{marks.format(candidate)}\nand that is all."
+    found = read_label(reply, ABC, pattern=tables.BRACKETS, quoted=[candidate])
+    assert found.value is None
+    found = read_label(f"{reply}\n\n[[C]]", ABC, pattern=tables.BRACKETS, quoted=[candidate])
+    assert found.value == "C"
