@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from judge.duels import Outcome
+from judge.intervals import wilson
 from judge.labelled import Labelled
 
 MATCHED = 1.2  # pairs whose longer text has at most so many times the characters are of matched length
@@ -199,18 +200,10 @@ def kappas(tables: Any) -> Any:
         return np.where(expected == 1, np.nan, (observed - expected) / (1 - expected))
 
 
-def wilson(share: float, n: int) -> list[float]:
-    """Wilson's 95 % interval of a share of n; half credits are taken as they are."""
-    z = 1.959963984540054
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * ((share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5) / (1 + z * z / n)
-    return [max(0.0, middle - half), min(1.0, middle + half)]
-
-
-def _intervals(table: _Table, result: Mapping[str, Any]) -> dict[str, list[float] | None]:
+def _intervals(table: _Table, result: Mapping[str, Any]) -> dict[str, Sequence[float] | None]:
     n = len(table.ab)
     shares = ("accuracy_ab", "accuracy_ba", "both_correct", "order_agreement")
-    found: dict[str, list[float] | None] = {name: wilson(result[name], n) for name in shares}
+    found: dict[str, Sequence[float] | None] = {name: wilson(result[name], n) for name in shares}
     found["unparsed"] = [2 * n * end for end in wilson(result["unparsed"] / (2 * n), 2 * n)]
     drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)  # (draws, n)
     said = ~np.isnan(table.first)

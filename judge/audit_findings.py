@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from judge.audit_limits import LIMITS
 from judge.audit_tally import Tally
+from judge.intervals import wilson
 from judge.near_duplicates import groups_of, similarity
 from judge.pair_statistics import REPEATED_PROMPTS
 
@@ -131,11 +132,11 @@ def findings(
     for each in LIMITS:
         count, total, listing, details = sums[each.name]
         most = limit(each.name)
-        interval = _wilson(count, total) if each.measured and total else None
+        interval = wilson(count / total, total) if each.measured and total else None
         crossed = count > most * total
         if interval:
             opposite = total - count - details.get("equal", 0)
-            crossed = any(_wilson(n, total)[0] > most for n in (count, opposite))
+            crossed = any(wilson(n / total, total)[0] > most for n in (count, opposite))
         made[each.name] = Finding(
             each.of, count, total, most, crossed, listing, each.option, interval, details
         )
@@ -294,11 +295,3 @@ def _first_column(tables: Tables) -> _Sum:
 
 def _absent(reason: str) -> dict[str, Any]:
     return {"not_applicable": reason}
-
-
-def _wilson(count: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a share."""
-    from scipy.stats import binomtest
-
-    found = binomtest(count, total).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)

@@ -15,7 +15,7 @@ from gavel.command import say
 from gavel.errors import InputError, RowError
 from gavel.packed import pack_logprobs
 from gavel.protocols import Capability, Engine, Refused, Sampled, SampleRequest, Tokenizer, require
-from gavel.records import Completion, Judgment, Message, Prompt, digest
+from gavel.records import Completion, Judgment, Message, Prompt, content_of, digest
 from gavel.rundir import read_lines
 from judge.method import Item, Method, OwnMethod, Reply, Request, Verdict
 
@@ -207,7 +207,7 @@ def _entries(
     judged: Sequence[Judgment],
 ) -> list[_Open]:
     """What is still to be asked about one prompt, items that one request answers together."""
-    content = digest(prompt.messages, prompt.references)
+    content = content_of(prompt)
     entries: dict[tuple[str, tuple[str, ...]], _Open] = {}
     for item in method.items(prompt, completions, judged):
         key = judgment_id(basis, method, item, content)
@@ -225,7 +225,7 @@ def _entries(
 
 def judgment_id(basis: str, method: Method, item: Item, content: str | None = None) -> str:
     """The content address of a judgment. basis: digest of `identity`'s values; content: of the prompt."""
-    content = content or digest(item.prompt.messages, item.prompt.references)
+    content = content or content_of(item.prompt)
     ids = [c.id for c in item.completions]
     return digest("judgment", basis, method.template(item.aspect), item.aspect, content, item.texts, ids)
 

@@ -15,7 +15,7 @@ from gavel.records import Judgment
 from gavel.rundir import Index, RunDir
 from judge.collect import collect, recorded
 from judge.method import Method
-from judge.methods import make_method, method_from
+from judge.methods import SEVERAL, make_method, method_from
 from judge.stage import groups_of, pass_name
 
 
@@ -77,7 +77,7 @@ def estimate(run: RunDir, model: str | None, options: dict[str, Any], name: str 
     Raises InputError for a panel, whose members are estimated one by one.
     """
     method_name, settings, _ = method_from(options)
-    if method_name in ("panel", "implicit"):
+    if method_name in SEVERAL:
         raise InputError("estimates one judge at a time", where="--dry-run",
                          hint="Ask for each: gavel judge RUN --judge M --method X --dry-run.")  # fmt: skip
     method = make_method(method_name, settings)

@@ -15,11 +15,12 @@ from gavel.engines import EngineConfig, open_engine
 from gavel.errors import InputError
 from gavel.options import engine_config
 from gavel.protocols import Capability, Engine
+from gavel.records import digest
 from gavel.rundir import RunDir
-from judge.collect import UNLIMITED, Limits
+from judge.collect import UNLIMITED, Limits, identity
 from judge.kinship import Kin
 from judge.method import Method, orders_of
-from judge.methods import method_from
+from judge.methods import SEVERAL, make_method, method_from
 from judge.stage import Groups, judge, pass_name
 
 
@@ -89,9 +90,6 @@ class Single:
         return orders_of(self.method) == "both"
 
     def identity(self) -> str:
-        from gavel.records import digest
-        from judge.collect import identity
-
         asks = [(aspect, self.method.template(aspect)) for aspect in self.method.aspects]
         return digest(identity(self.method, self.engine), asks)
 
@@ -132,13 +130,11 @@ def open_judging(model: str | None, options: dict[str, Any]) -> Iterator[Judging
         InputError: options that do not fit, or no model where one is needed; before an engine starts.
     """
     name, settings, described = method_from(options)
-    if name in ("panel", "implicit"):
+    if name in SEVERAL:
         from judge.panel_file import open_panel
 
         yield open_panel(name, model, settings, options)
         return
-    from judge.methods import make_method
-
     method = make_method(name, settings)
     if not method.needs:
         engine_config("none", options | {"engine": "fake"})

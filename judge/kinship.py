@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from gavel.rundir import read_lines
 
 LOOKS = 1000  # completions looked at for their model and weights
@@ -22,15 +24,16 @@ class Kin:
     weights: str | None = None
 
 
+class _Made(msgspec.Struct):
+    """What `policies` reads of a completion."""
+
+    model: str | None = None
+    weights: str | None = None
+
+
 def policies(completions: Path) -> list[Kin]:
     """The models that made the first completions of a run."""
-    import msgspec
-
-    class Made(msgspec.Struct):
-        model: str | None = None
-        weights: str | None = None
-
-    decoder = msgspec.json.Decoder(Made)
+    decoder = msgspec.json.Decoder(_Made)
     found: dict[Kin, None] = {}
     for number, _, line in read_lines(completions):
         if number > LOOKS:

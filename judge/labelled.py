@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from gavel.columns import MissingColumn
 from gavel.errors import RowError
@@ -90,8 +89,3 @@ def _labelled(row: Row, layout: PreferenceLayout, draw_sides: bool) -> Labelled:
 def duels_of(labelled: Iterable[Labelled]) -> list[Duel]:
     """The pairs as a judge is asked about them, without their labels."""
     return [Duel(one.id, one.prompt, one.a, one.b) for one in labelled]
-
-
-def described(one: Labelled) -> dict[str, Any]:
-    """What a report of one pair shows."""
-    return {"id": one.id, "gold": {1.0: "a", 0.0: "b", 0.5: "tie"}[one.gold]}

@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar, Protocol
+from functools import cache
+from typing import Any, ClassVar, Protocol
 
 from gavel.protocols import (
     Capability,
@@ -128,6 +129,22 @@ def orders_of(method: Method) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def one_by_one(prompt: Prompt, completions: Sequence[Completion], aspects: Sequence[str]) -> Iterator[Item]:
+    """Each completion by itself, aspect by aspect, so that requests that begin alike follow one another."""
+    for aspect in aspects:
+        for completion in completions:
+            yield Item(prompt, (completion,), aspect)
+
+
+@cache
+def _source(kind: type) -> str:
+    """The source of a class; its name where it was defined in no file."""
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        return kind.__qualname__
+
+
 class OwnMethod:
     """A base for methods of your own: write `score`, or `render` and `parse` to ask the engine.
 
@@ -147,18 +164,13 @@ class OwnMethod:
         return repr(self) if hasattr(self, "__dataclass_fields__") else type(self).__qualname__
 
     def template(self, aspect: str) -> str:
-        try:
-            source = inspect.getsource(type(self))
-        except (OSError, TypeError):  # defined where there is no file
-            source = type(self).__qualname__
-        return digest("own", source, aspect)
+        kind: Any = type(self)
+        return digest("own", _source(kind), aspect)
 
     def items(
         self, prompt: Prompt, completions: Sequence[Completion], judged: Sequence[Judgment] = ()
     ) -> Iterator[Item]:
-        for aspect in self.aspects:
-            for completion in completions:
-                yield Item(prompt, (completion,), aspect)
+        return one_by_one(prompt, completions, self.aspects)
 
     def render(self, item: Item, tokenizer: Tokenizer | None) -> list[Request]:
         return []

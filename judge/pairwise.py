@@ -14,65 +14,43 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from gavel.errors import InputError
-from gavel.protocols import Capability, Tokenizer
-from gavel.records import Completion, Judgment, Message, Prompt, digest
+from gavel.protocols import Tokenizer
+from gavel.records import Completion, Judgment, Prompt, digest
 from judge import replies as readers
 from judge.method import Call, Item, Reply, Request, Verdict
-from judge.questions import (
-    Preset,
-    Reads,
-    answer_of,
-    preset,
-    reference_of,
-    rendered,
-    request,
-    sampled,
-    shown,
-    weigh,
-)
-from judge.rubrics import chosen, rubrics
+from judge.questions import Reads, answer_of, reasoned, request, sampled, shown, weigh
+from judge.showing import Showing
 from judge.standing import by_order, distinct, settled
-from judge.tournament import comparisons
+from judge.tournament import comparisons, is_adaptive
 
 FIRST, SECOND, TIE = "first", "second", "tie"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pairwise:
+class Pairwise(Showing):
     """The method. Implements `judge.method.Method`.
 
-    preset: a table of prompts/pairwise/forms.toml (or of `forms_file`). aspects: rubrics by name.
-    rubric: the user's own rubrics, see `judge.rubrics`.
-    verdict: how it is read, see `judge.questions.Reads`; None: as the preset says.
     ties: whether a tie may be said; None: where the preset has a label for it.
     orders: "both" or "one" (by the hash of what is asked, so that no side has an advantage).
     pairs: which pairs of a prompt are asked about, see `judge.tournament.comparisons`.
-    seed: of what is drawn. The rest as in `judge.rating.Rating`.
+    seed: of what is drawn. The rest as in `judge.showing.Showing`.
     """
 
-    preset: str = "default"
-    aspects: tuple[str, ...] = ("overall",)
-    rubric: str | None = None
-    verdict: str | None = None
     ties: bool | None = None
     orders: str = "both"
     pairs: str = "all"
-    with_reference: bool | None = None
-    plain: bool | None = None
-    max_tokens: int | None = None
     seed: int = 0
-    forms_file: str | None = None
 
     name: str = field(default="pairwise", init=False)
     parser: str = field(default=f"pairwise/1 {readers.PARSER}", init=False)
     call: Call = field(default=Call.SAMPLE, init=False)
     one_prompt: bool = field(default=False, init=False)
 
-    _rubric_place: ClassVar[tuple[str, str]] = ("rating", "rubrics")
+    _kind: ClassVar[str] = "pairwise"
 
     def __post_init__(self) -> None:
         """Raises InputError for a preset, aspect, reading, plan or order that cannot be used."""
-        object.__setattr__(self, "aspects", chosen(self.aspects or tuple(self._rubrics), self._rubrics))
+        self._choose_aspects(tuple(self._rubrics))
         if self.orders not in ("both", "one"):
             raise InputError(f"{self.orders!r} is neither both nor one", where="--orders")
         labels = self._asked.setting("labels", ["A", "B"])
@@ -82,10 +60,7 @@ class Pairwise:
         if self.ties and self._tie is None:
             raise InputError(f"the preset {self.preset!r} has no label for a tie", where="--ties")
         comparisons(2, self.pairs, {}, seed_key="")  # an unknown plan is known before an engine starts
-        for aspect in self.aspects:
-            one = Completion(id="", prompt_id="", index=0, text="text")
-            trial = Item(Prompt(id="", messages=(Message("user", "text"),)), (one, one), aspect)
-            self._asked.template.render(**self._variables(trial, "text"))
+        self._try_template(2)
 
     @property
     def fingerprint(self) -> str:
@@ -95,21 +70,8 @@ class Pairwise:
         )
 
     @property
-    def needs(self) -> frozenset[Capability]:
-        return self._asked.needs
-
-    @property
     def adaptive(self) -> bool:
-        return self.pairs not in ("all",) and not self.pairs.startswith("random")
-
-    @cached_property
-    def _asked(self) -> Preset:
-        return preset("pairwise", self.preset, verdict=self.verdict, max_tokens=self.max_tokens,
-                      forms_file=self.forms_file)  # fmt: skip
-
-    @cached_property
-    def _rubrics(self) -> dict[str, dict[str, Any]]:
-        return rubrics(self.rubric, *self._rubric_place)
+        return is_adaptive(self.pairs)
 
     @property
     def _tie(self) -> str | None:
@@ -124,9 +86,6 @@ class Pairwise:
         """Of the first, the second and, where it may be said, a tie."""
         labels = tuple(self._asked.setting("labels", ["A", "B"]))
         return (*labels, str(self._tie)) if self._says_ties else labels
-
-    def template(self, aspect: str) -> str:
-        return digest(self._asked.template.hash, self._rubrics[aspect])
 
     def items(
         self, prompt: Prompt, completions: Sequence[Completion], judged: Sequence[Judgment] = ()
@@ -176,9 +135,7 @@ class Pairwise:
     def render(self, item: Item, tokenizer: Tokenizer | None) -> list[Request]:
         if item.texts[0] == item.texts[1]:
             return []
-        variables = self._variables(item, reference_of(item.prompt, self.with_reference))
-        prompt = rendered(self._asked.template, variables, tokenizer, self.plain)
-        return [request(self._asked, prompt, self._labels, self._schema())]
+        return [request(self._asked, self._prompt(item, tokenizer), self._labels, self._schema)]
 
     def parse(self, item: Item, replies: Sequence[Reply]) -> Verdict:
         if not replies:
@@ -187,7 +144,7 @@ class Pairwise:
         if self._asked.reads is Reads.LOGPROBS:
             weights, mass = weigh(reply, self._labels)
             return weighed([weights[label] for label in self._labels], mass)
-        about: dict[str, Any] = {"quoted": quoted(item), "finish_reason": reply.finish_reason}
+        about = self._about(item, reply)
         text = answer_of(reply)
         if self._asked.reads is Reads.JSON:
             found = readers.read_json_label(text, "verdict", self._labels, **about)
@@ -211,17 +168,9 @@ class Pairwise:
             "verdict": str(self._asked.reads),
         }
 
+    @cached_property
     def _schema(self) -> dict[str, Any]:
-        """The rationale comes first, so that the verdict can rest on it."""
-        return {
-            "type": "object",
-            "properties": {
-                "rationale": {"type": "string"},
-                "verdict": {"type": "string", "enum": list(self._labels)},
-            },
-            "required": ["rationale", "verdict"],
-            "additionalProperties": False,
-        }
+        return reasoned(verdict={"type": "string", "enum": list(self._labels)})
 
 
 def weighed(weights: Sequence[float], mass: float) -> Verdict:
@@ -238,11 +187,6 @@ def weighed(weights: Sequence[float], mass: float) -> Verdict:
     else:
         verdict = FIRST if first > second else SECOND
     return Verdict(verdict=verdict, measures={"p_first": p_first, "mass": mass})
-
-
-def quoted(item: Item) -> tuple[str, ...]:
-    """All untrusted texts that a judge may quote."""
-    return (*item.texts, *item.prompt.references, *(m.content for m in item.prompt.messages))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,12 +26,13 @@ from gavel.errors import RunDirError
 from gavel.records import Completion, Judgment, Prompt, digest
 from gavel.rundir import Index, RunDir
 from judge.collect import UNLIMITED, Limits
+from judge.judging import default_pass
 from judge.kinship import Kin
 from judge.method import Method, orders_of
 from judge.pairs import replacing
 from judge.panel_agreement import Agreement
 from judge.select import Candidate, score_completions
-from judge.stage import Groups, NothingUsable, groups_of, judge, pass_name
+from judge.stage import Groups, NothingUsable, groups_of, judge
 from judge.standing import distinct
 
 COMBINE = ("mean", "majority", "minimum")
@@ -97,7 +98,7 @@ class Panel:
         Raises: as `judge.stage.judge`; CheckFailed where nothing could be combined.
         """
         started = time.monotonic()
-        judging = name or pass_name(self.name, "+".join(self.models))
+        judging = name or default_pass(self)
         self._claim(run, judging)
         summaries: dict[str, dict[str, Any]] = {}
         spent: Counter[str] = Counter()

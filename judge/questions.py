@@ -151,6 +151,18 @@ def request(
     )
 
 
+def reasoned(**verdict: Any) -> dict[str, Any]:
+    """The JSON Schema of a reply with a rationale and then the verdict's fields, each a schema: reasons
+    come first, so that the verdict can rest on them."""
+    properties = {"rationale": {"type": "string"}, **verdict}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
 @cache
 def _greedy(max_tokens: int) -> Sampling:
     return Sampling(temperature=0.0, max_tokens=max_tokens)

@@ -11,63 +11,42 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from gavel.errors import InputError, RowError
 from gavel.protocols import Capability, Scored, ScoreRequest, Tokenizer
-from gavel.records import Completion, Judgment, Message, Prompt, digest
+from gavel.records import Completion, Judgment, Prompt, digest
 from judge import replies as readers
-from judge.method import Call, Item, Reply, Request, Verdict
-from judge.questions import (
-    Preset,
-    Reads,
-    answer_of,
-    preset,
-    reference_of,
-    rendered,
-    request,
-    sampled,
-    shown,
-    weigh,
-)
-from judge.rubrics import chosen, rubrics
+from judge.method import Call, Item, Reply, Request, Verdict, one_by_one
+from judge.questions import Reads, answer_of, reasoned, request, sampled, shown, weigh
+from judge.showing import Showing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rating:
+class Rating(Showing):
     """The method. Implements `judge.method.Method`.
 
-    preset: a table of prompts/rating/forms.toml (or of `forms_file`). aspects: rubrics by name; ()
-        takes the preset's, or all of the user's own `rubric` file.
-    rubric: a TOML file with a table per aspect: definition, and levels (a description for each
-        rating from the lowest) if wanted.
-    verdict: how the rating is read, see `judge.questions.Reads`; None: as the preset says.
+    aspects: () takes the preset's, or all of the user's own `rubric` file.
     scale: lowest and highest rating; None: the preset's.
     one_prompt: with verdict "json", asks about all aspects in one request.
-    with_reference: None shows the prompt's first reference answer where there is one.
-    plain: without the chat template; None: where the model has none.
-    max_tokens: of a reply.
+    The rest as in `judge.showing.Showing`.
     """
 
     preset: str = "single"
     aspects: tuple[str, ...] = ()
-    rubric: str | None = None
-    verdict: str | None = None
     scale: tuple[int, int] | None = None
     one_prompt: bool = False
-    with_reference: bool | None = None
-    plain: bool | None = None
-    max_tokens: int | None = None
-    forms_file: str | None = None
 
     name: str = field(default="rating", init=False)
     parser: str = field(default=f"rating/1 {readers.PARSER}", init=False)
     adaptive: bool = field(default=False, init=False)
 
+    _kind: ClassVar[str] = "rating"
+
     def __post_init__(self) -> None:
         """Raises InputError for a preset, rubric, aspect, scale or reading that cannot be used."""
         own = tuple(self._rubrics) if self.rubric else tuple(self._asked.setting("aspects", ()))
-        object.__setattr__(self, "aspects", chosen(self.aspects or own, self._rubrics))
+        self._choose_aspects(own)
         low, high = self._scale
         if not 0 <= low < high <= 100:
             raise InputError(f"{low} to {high} is no scale", where="--scale", hint="For example 1-5.")
@@ -81,10 +60,7 @@ class Rating:
         if self.one_prompt and self._asked.reads is not Reads.JSON:
             raise InputError("asks for all aspects in one JSON reply", where="--one-prompt",
                              hint="Add --verdict json.")  # fmt: skip
-        for aspect in self.aspects:  # a fault in a template is known before an engine starts
-            trial = Item(Prompt(id="", messages=(Message("user", "text"),), references=("text",)),
-                         (Completion(id="", prompt_id="", index=0, text="text"),), aspect)  # fmt: skip
-            self._asked.template.render(**self._variables(trial, "text"))
+        self._try_template(1)
 
     @property
     def fingerprint(self) -> str:
@@ -93,15 +69,6 @@ class Rating:
             f"{self.preset} {self._asked.reads} {low}-{high} one_prompt={self.one_prompt} "
             f"reference={self.with_reference} plain={self.plain} max_tokens={self._asked.max_tokens}"
         )
-
-    @cached_property
-    def _asked(self) -> Preset:
-        return preset("rating", self.preset, verdict=self.verdict, max_tokens=self.max_tokens,
-                      forms_file=self.forms_file)  # fmt: skip
-
-    @cached_property
-    def _rubrics(self) -> dict[str, dict[str, Any]]:
-        return rubrics(self.rubric)
 
     @cached_property
     def _scale(self) -> tuple[int, int]:
@@ -127,7 +94,7 @@ class Rating:
     def needs(self) -> frozenset[Capability]:
         return frozenset({Capability.SCORE, Capability.TOKENS}) if self._by_span else self._asked.needs
 
-    def template(self, aspect: str) -> str:
+    def _hash(self, aspect: str) -> str:
         about = self.aspects if self.one_prompt else (aspect,)
         return digest(self._asked.template.hash, {a: self._rubrics[a] for a in about}, aspect)
 
@@ -135,19 +102,16 @@ class Rating:
         self, prompt: Prompt, completions: Sequence[Completion], judged: Sequence[Judgment] = ()
     ) -> Iterator[Item]:
         """Aspect by aspect, so that requests that begin alike follow one another."""
-        for aspect in self.aspects:
-            for completion in completions:
-                yield Item(prompt, (completion,), aspect)
+        return one_by_one(prompt, completions, self.aspects)
 
     def render(self, item: Item, tokenizer: Tokenizer | None) -> list[Request]:
         if not item.completions[0].text.strip():
             raise RowError("the text is empty")
-        variables = self._variables(item, reference_of(item.prompt, self.with_reference))
-        prompt = rendered(self._asked.template, variables, tokenizer, self.plain)
+        prompt = self._prompt(item, tokenizer)
         if self._by_span:
             assert tokenizer is not None, "needs TOKENS"
             return [self._span(prompt, label, tokenizer) for label in self._labels]
-        return [request(self._asked, prompt, self._labels, self._schema())]
+        return [request(self._asked, prompt, self._labels, self._schema)]
 
     def parse(self, item: Item, replies: Sequence[Reply]) -> Verdict:
         if self._by_span:
@@ -158,7 +122,7 @@ class Rating:
         if self._asked.reads is Reads.LOGPROBS:
             return expectation(weigh(reply, self._labels)[0])
         (low, high), text = self._scale, answer_of(reply)
-        about: dict[str, Any] = {"quoted": self._quoted(item), "finish_reason": reply.finish_reason}
+        about = self._about(item, reply)
         if self._asked.reads is Reads.JSON:
             name = item.aspect if self.one_prompt else "rating"
             found = readers.read_json_rating(text, name, low, high, **about)
@@ -178,21 +142,11 @@ class Rating:
             "verdict": str(self._asked.reads),
         }
 
-    def _quoted(self, item: Item) -> tuple[str, ...]:
-        return (*item.texts, *item.prompt.references, *(m.content for m in item.prompt.messages))
-
+    @cached_property
     def _schema(self) -> dict[str, Any]:
-        """The rationale comes first, so that the rating can rest on it."""
         low, high = self._scale
         rating = {"type": "integer", "enum": list(range(low, high + 1))}
-        ratings = dict.fromkeys(self.aspects if self.one_prompt else ("rating",), rating)
-        properties = {"rationale": {"type": "string"}, **ratings}
-        return {
-            "type": "object",
-            "properties": properties,
-            "required": list(properties),
-            "additionalProperties": False,
-        }
+        return reasoned(**dict.fromkeys(self.aspects if self.one_prompt else ("rating",), rating))
 
     def _span(self, prompt: Any, label: str, tokenizer: Tokenizer) -> ScoreRequest:
         ids = [*prompt, *tokenizer.text_ids(label), tokenizer.eos_id]

@@ -21,7 +21,7 @@ from judge.duels import Outcome
 from judge.labelled import Labelled
 from judge.replies import Reading, last_named, read_json, read_label, read_rating
 
-_NONE = Outcome(None, None)
+_SHOWN = ("first", "second", "tie")
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +247,7 @@ def read_verdict(
     for style in styles:
         found = _in_style(text, style, rule, quoted, cut)
         if found.value is not None:
-            return Reading(("first", "second", "tie")[style.labels.index(found.value)])
+            return Reading(_SHOWN[style.labels.index(found.value)])
         said_something = found.reason is not None and not found.reason.startswith("no verdict")
         if said_something and style.pattern is not None:
             return found
@@ -255,12 +255,10 @@ def read_verdict(
 
 
 def _in_style(text: str, style: Style, rule: str, quoted: Sequence[str], cut: str | None) -> Reading[str]:
-    if style is _SENTENCE and rule == "last":
-        pattern = _CONCLUDES
-        return read_label(text, style.labels, pattern=pattern, quoted=quoted, finish_reason=cut)
     if rule == "first":  # as it was read at the time: quotations count too
         return read_label(text, style.labels, pattern=style.pattern, rule=rule, finish_reason=cut)
-    return read_label(text, style.labels, pattern=style.pattern, quoted=quoted, finish_reason=cut)
+    pattern = _CONCLUDES if style is _SENTENCE else style.pattern
+    return read_label(text, style.labels, pattern=pattern, quoted=quoted, finish_reason=cut)
 
 
 def _stated(text: str, quoted: Sequence[str]) -> Reading[str] | None:
@@ -274,7 +272,7 @@ def _stated(text: str, quoted: Sequence[str]) -> Reading[str] | None:
     label = read_label(said, ("A", "B", "C"))
     if label.value is None:
         return Reading(reason=label.reason)
-    return Reading({"A": "first", "B": "second", "C": "tie"}[label.value])
+    return Reading(_SHOWN["ABC".index(label.value)])
 
 
 def _styles_at_the_time(records: Iterable[Row], styles: Sequence[Style]) -> Sequence[Style]:
@@ -294,7 +292,7 @@ def _last_standing(text: str, styles: Sequence[Style]) -> str | None:
     for style in styles:
         label = last_named(text, style.labels, style.pattern) if style.pattern else None
         if label is not None:
-            return ("first", "second", "tie")[style.labels.index(label)]
+            return _SHOWN[style.labels.index(label)]
     return None
 
 

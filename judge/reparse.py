@@ -7,6 +7,8 @@ import shutil
 from collections import Counter
 from typing import Any
 
+import msgspec
+
 from gavel.errors import InputError, RunDirError
 from gavel.protocols import Sampled
 from gavel.records import Completion, Judgment, Prompt, digest
@@ -115,8 +117,6 @@ def _again(
         top_logprobs=[old.top_logprobs] if old.top_logprobs else (),
     )
     verdict = read(method, item, [reply])
-    import msgspec
-
     return msgspec.structs.replace(
         old,
         id=judgment_id(basis, method, item),

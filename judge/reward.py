@@ -13,7 +13,7 @@ from gavel.errors import RowError
 from gavel.protocols import Capability, Rewarded, RewardRequest, Tokenizer
 from gavel.records import Completion, Judgment, Prompt, digest
 from gavel.templates import as_text
-from judge.method import Call, Item, Reply, Request, Verdict
+from judge.method import Call, Item, Reply, Request, Verdict, one_by_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,7 @@ class Reward:
     def items(
         self, prompt: Prompt, completions: Sequence[Completion], judged: Sequence[Judgment] = ()
     ) -> Iterator[Item]:
-        for completion in completions:
-            yield Item(prompt, (completion,), self.aspects[0])
+        return one_by_one(prompt, completions, self.aspects)
 
     def render(self, item: Item, tokenizer: Tokenizer | None) -> list[Request]:
         assert tokenizer is not None, "needs TOKENS"

@@ -7,6 +7,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,23 +103,30 @@ def judge(
 def _rounds(path: Path, method: Method, engine: Engine, groups: Groups, limits: Limits) -> Counter[str]:
     """Asks until the method has nothing more to ask: once, or for an adaptive one round by round."""
     total: Counter[str] = Counter()
+    done = recorded(path)
+
+    def record(judgment: Judgment) -> None:
+        writer.append(judgment)
+        done[judgment.id] = judgment.reason
+
     while True:
-        with contextlib.closing(Index(path)) as index:
-
-            def judged(prompt_id: str, index: Index = index) -> list[Judgment]:
-                return index.read(prompt_id, Judgment) if method.adaptive else []
-
-            with JsonlWriter(path) as writer, Progress(f"judging ({method.name})", None) as progress:
-                counts = collect(
-                    groups(),
-                    method,
-                    engine,
-                    done=recorded(path),
-                    record=writer.append,
-                    progress=progress.advance,
-                    judged=judged,
-                    limits=limits.after(total),
-                )
+        with contextlib.ExitStack() as stack:
+            judged: dict[str, Any] = {}
+            if method.adaptive:
+                index = stack.enter_context(contextlib.closing(Index(path)))
+                judged["judged"] = partial(index.read, kind=Judgment)
+            writer = stack.enter_context(JsonlWriter(path))
+            progress = stack.enter_context(Progress(f"judging ({method.name})", None))
+            counts = collect(
+                groups(),
+                method,
+                engine,
+                done=done,
+                record=record,
+                progress=progress.advance,
+                limits=limits.after(total),
+                **judged,
+            )
         again = ("reused", "reused_unusable") if total else ()
         total.update({key: n for key, n in counts.items() if key not in again})
         if not method.adaptive or not counts["judged"] or counts["left"]:

@@ -29,6 +29,11 @@ DECIDED = 0.7
 _DIGITS = 9  # of a probability: what differs beyond is rounding, and must not choose on another machine
 
 
+def is_adaptive(plan: str) -> bool:
+    """Whether what a plan asks next depends on what was answered."""
+    return plan in _ADAPTIVE
+
+
 def comparisons(k: int, plan: str, answered: Answers, *, seed_key: str) -> list[Pair]:
     """Pairs to ask next, sorted; none when the plan is finished.
 

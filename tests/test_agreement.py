@@ -17,8 +17,9 @@ from judging_tools import Answering, shown
 from gavel.errors import InputError
 from gavel.rundir import RunDir
 from gavel.sources import BadRows
-from judge.agreement import Compared, agreement, compare, flip_rate, kappa, wilson
+from judge.agreement import Compared, agreement, compare, flip_rate, kappa
 from judge.duels import ask
+from judge.intervals import wilson
 from judge.judging import Single
 from judge.labelled import duels_of, read_labelled
 from judge.pairwise import Pairwise
