@@ -131,9 +131,8 @@ def plain(engine: Any, method: Method, groups: Any) -> tuple[list[Any], float, f
         )
     else:
         inputs = [{"prompt_token_ids": list(r.prompt)} for r in asked]
-        params = [engine._sampling_params(r) for r in asked]
-        for one in params:
-            one.skip_clone = False  # gavel spares vLLM that copy, who asks by hand does not
+        params = engine._new_params(asked[0], asked[0].sampling.max_tokens)  # the same for all
+        params.skip_clone = False  # as it is where one asks by hand
     engine._llm.generate(inputs, params, use_tqdm=False)
     return asked, rendered - started, time.perf_counter() - rendered
 

@@ -161,7 +161,9 @@ def compiled(source: str) -> Any:
     environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False,
                                                 trim_blocks=True, lstrip_blocks=True,
                                                 keep_trailing_newline=True)  # fmt: skip
-    return environment.from_string(source)
+    template = environment.from_string(source)
+    template.globals = dict(template.globals)  # a chain of maps is slow to copy, and each rendering does
+    return template
 
 
 def guard(key: str, *quoted: str) -> str:

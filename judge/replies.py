@@ -9,27 +9,30 @@ and a reason.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from judge.reply_bare import BARE_RATING, bare_label, later_label, taken_back
 from judge.reply_json import last_object
 from judge.reply_number import in_range, number
+from judge.reply_stance import NOUN
 from judge.reply_text import Doubt, Quotations, answer
 from judge.reply_verdicts import (
+    Said,
     check_alternatives,
     check_whole,
     divided,
     matches,
     offered,
     own_verdicts,
+    set_apart,
     short,
 )
 
 T = TypeVar("T")
 
-PARSER = "replies/2"
+PARSER = "replies/3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +109,11 @@ def read_rating(
 
     def read() -> float:
         said = answer(text, quoted)
-        given = own_verdicts(
-            said, pattern or BARE_RATING, "rating", Quotations(said, quoted), bare=pattern is None
-        )
+        quotations = Quotations(said, quoted)
+        given = own_verdicts(said, pattern or BARE_RATING, "rating", quotations, bare=pattern is None)
         found = next(given) if rule == "last" else list(given)[-1]
+        if rule == "last":
+            found = _apart(said, given, found, quotations) or found
         before, after = said[: found.start], said[found.end :]
         value = number(found.said, before, after, high)
         ends = found.said.rstrip()[-1:]
@@ -193,8 +197,13 @@ def read_ranking(
 
     pattern: with a group ``ranking``; None: a run of labels with > or = between them.
     """
-    one = r"[\[(*]*(?:{})[\])*]*".format("|".join(map(re.escape, sorted(labels, key=len, reverse=True))))
-    run = rf"(?i)(?<![\w>=])(?P<ranking>{one}(?:\s*[>=≻]\s*[\[(*]*\w+[\])*]*){{1,64}}+)(?!\w|\s*[>=])"
+    either = "|".join(map(re.escape, sorted(labels, key=len, reverse=True)))
+    noun = rf"(?:{NOUN}\s+)?"
+    one = rf"{noun}[\[(*]{{0,4}}+(?:{either})[\])*]{{0,4}}"
+    run = (
+        rf"(?i)(?<![\w>=\[(*])(?P<ranking>{one}(?:\s*[>=≻]\s*{noun}[\[(*]{{0,4}}\w+[\])*]{{0,4}}){{1,64}}+)"
+        r"(?!\w|\s*[>=])"
+    )
     if len(labels) == 1:
         run = rf"(?i)(?P<ranking>{one})"
 
@@ -202,12 +211,15 @@ def read_ranking(
         said = answer(text, quoted)
         found = next(own_verdicts(said, pattern or run, "ranking", Quotations(said, quoted)))
         if re.match(r"\W{0,3}\bor\b", said[found.end :]) or re.search(
-            r"[>=≻].*\bor\W*$", said[: found.start]
+            r"[>=≻].*\bor\W*$", said[max(0, found.start - 200) : found.start]
         ):
             raise Doubt("several rankings at once")
+        if taken_back(said[found.end :]):
+            raise Doubt("the ranking is taken back")
+        ranking = re.sub(rf"(?i)\b{NOUN}\s+", "", found.said)
         groups = tuple(
             tuple(offered(part, labels) or part for part in group.split("="))
-            for group in re.split(r"[>≻]", found.said)
+            for group in re.split(r"[>≻]", ranking)
         )
         if sorted(label for group in groups for label in group) != sorted(labels):
             raise Doubt("the ranking does not name each candidate once")
@@ -224,14 +236,34 @@ def _last_label(text: str, labels: Sequence[str], pattern: str, quotations: Quot
         raise Doubt(f"{short(last.said)} was not offered")
     check_alternatives(text, last, label, labels)
     before = next(given, None)
-    if before is not None and offered(before.said, labels) != label and divided(text, before, last):
-        raise Doubt("two verdicts in one sentence")
+    if before is not None and offered(before.said, labels) != label:
+        if divided(text, before, last):
+            raise Doubt("two verdicts, each in part")
+        apart = _apart(text, [before, *given], last, quotations)
+        if apart is not None and (kept := offered(apart.said, labels)) is not None:
+            return kept
     rest = text[last.closes :]
     if taken_back(rest):
         return later_label(rest, labels)
     if cut and last.end == len(text.rstrip()):
         check_whole(label, labels)
     return label
+
+
+def _apart(text: str, earlier: Iterable[Said], last: Said, quotations: Quotations) -> Said | None:
+    """The verdict before the last that stands by itself, where the last is only named in what is said about
+    it: "[[B]]. Answer A had asked for [[A]]". None where the last one counts.
+
+    Raises Doubt where the last one is said in passing and nothing shows that it is another's.
+    """
+    if set_apart(text, last):
+        return None
+    before = next((found for found in earlier if set_apart(text, found)), None)
+    if before is None or before.said == last.said or taken_back(text[before.closes : last.closes]):
+        return None
+    if quotations.held(last.opens, last.closes):
+        return before
+    raise Doubt("a verdict, and another in passing")
 
 
 def _first_label(text: str, labels: Sequence[str], pattern: str | None, quoted: Sequence[str]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from judge.reply_bare import taken_back
 from judge.reply_text import Doubt, Quotations
+from judge.reply_verdicts import LOOKS
 
 
 def last_object(text: str, quotations: Quotations, field: str | None, cut: bool) -> dict[str, Any]:
@@ -18,7 +20,7 @@ def last_object(text: str, quotations: Quotations, field: str | None, cut: bool)
 
     Raises Doubt where there is none, or a key stands in it twice.
     """
-    spans = list(_spans(text))
+    spans = list(_spans(text))[-LOOKS:]
     own = [span for span in spans if not quotations.hold(*span)]
     if len(spans) > 1:
         own = [span for span in own if not quotations.held(*span)] or own
@@ -27,6 +29,8 @@ def last_object(text: str, quotations: Quotations, field: str | None, cut: bool)
     reason = "no JSON object in the reply"
     found: dict[str, Any] | None = None
     for start, end in own:
+        if found is not None and field is not None and field not in text[start:end]:
+            continue  # braces in what is said about the verdict
         try:
             value = _loads(text[start:end])
         except _Twice as twice:
@@ -78,7 +82,7 @@ def _loads(piece: str) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
         made = dict(pairs)
         if len(made) != len(pairs):
-            raise _Twice(next(key for key, _ in pairs if sum(k == key for k, _ in pairs) > 1))
+            raise _Twice(Counter(key for key, _ in pairs).most_common(1)[0][0])
         return made
 
     try:

@@ -8,7 +8,7 @@ import re
 from judge.reply_text import Doubt
 
 _OUT_OF = r"\s*(?:/|out of|of)\s*(\d+)"
-_CLOSES = r"[\])*\"'`]{0,4}\s*"
+_CLOSES = r"[\])*\"'`]{0,4}[ \t]*"
 _TO_ANOTHER = re.compile(rf"{_CLOSES}(?:[-–—~&+×^=]|to\b|or\b|and\b)\s*[\[(*]{{0,3}}\d")
 _GIVEN_OUT_OF = re.compile(rf"{_CLOSES}(?:/|out of)\s*[\[(*]{{0,3}}(\d+)")
 _MARKS = "*_`\"'()[]<> "
@@ -22,6 +22,8 @@ def number(said: str, before: str, after: str, high: int) -> float:
     said = said.strip().strip(_MARKS)
     if re.search(r"(?:^|[\s:(\[*=])(?:[<>]=?|[≤≥≠~]|!=)\s*$", before):
         raise Doubt("a bound is no rating")
+    if re.search(r"\d[\])*]{0,3}\s*/\s*[\[(*]{0,3}$", before[-40:]):
+        raise Doubt("the scale's end is no rating")
     if re.search(r"[-−‐‑–—]$", before):
         raise Doubt(f"'-{_short(said)}' is not clearly a rating")
     if out_of := re.fullmatch(rf"(.+?){_OUT_OF}", said):
@@ -29,12 +31,13 @@ def number(said: str, before: str, after: str, high: int) -> float:
     if _TO_ANOTHER.match(after) or re.fullmatch(r"\d+\s*(?:[-–—]|to|or|and)\s*\d+", said):
         raise Doubt("a range is no rating")
     if re.search(
-        r"\d[\])*]{0,3}\s*(?:[-–—]|\bto|\bor|\bby)\s*(?:(?i:rating|score)\W{0,3})?[\[(*]{0,3}$", before
+        r"\d[\])*]{0,3}\s*(?:[-–—]|(?:\bto|\bor|\bby)\s*(?:(?i:rating|score)\W{0,3})?)\s*[\[(*]{0,3}$",
+        before[-60:],
     ):
         raise Doubt("a range is no rating")
     if re.match(r"\s*%|[A-Za-z]|[²³¹⁰-⁹½¼¾⅓⅔]|[ \t]+\d", after):
         raise Doubt(f"{_short(said + after[:6])} is no rating")
-    if (given := _GIVEN_OUT_OF.match(after)) and int(given[1]) != high:
+    if (given := _GIVEN_OUT_OF.match(after)) and given[1].lstrip("0") != str(high):
         raise Doubt(f"out of {given[1]}, the scale ends at {high}")
     said = said.rstrip(".,")
     if re.fullmatch(r"[-+]?\d+,\d", said):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from judge.reply_stance import reports, sentence_after, sentence_before
 
 _TAGS = re.compile(r"(?i)<(?P<a>/?)(?:think|thinking|thought|reasoning)>|\[(?P<b>/?)think\]|◁(?P<c>/?)think▷")
+_CHANNEL = re.compile(r"<\|channel\|>(\w+)[^<>\n]{0,40}<\|message\|>")
 _BRACKETS = str.maketrans({"⟦": "[[", "⟧": "]]", "〚": "[[", "〛": "]]", "【": "[", "】": "]"})
 #: letters and digits in another width or font are the same letters and digits; ² and ½ are not
 _SAME = ("<wide>", "<narrow>", "<font>")
@@ -24,6 +25,9 @@ _OPENS, _CLOSES = "\"“«„「『`'‘", "\"”»“」』`'’"
 _REACH = 400  # characters on each side in which a copy is looked for
 _BEYOND = 16  # a copy of more than the verdict's own sentence has at least so many characters outside it
 _LONG = 200  # nobody says so many characters by chance
+_COPIES = 200  # places in the sources that are compared with one place of a reply
+_TAGS_READ = 40  # more are no reply but a loop
+_SPACE = re.compile(r"\s{33,}")
 
 
 class Doubt(Exception):
@@ -56,13 +60,17 @@ def answer(text: str, quoted: Sequence[str] = ()) -> str:
 
     Raises Doubt where there is nothing, or the thinking never ended.
     """
-    text = plain(text)
+    text = _SPACE.sub(lambda run: "\n\n" if "\n" in run[0] else " ", plain(text))
     if not text.strip():
         raise Doubt("the reply is empty")
     kept: list[str] = []
     since, inside = 0, False
-    quotations = Quotations(text, quoted) if _TAGS.search(text) else None
-    for tag in _TAGS.finditer(text):
+    text = _final_channel(text, quoted)
+    tags = list(_TAGS.finditer(text))
+    if len(tags) > _TAGS_READ:
+        raise Doubt(f"{len(tags):,} thinking tags in one reply")
+    quotations = Quotations(text, quoted) if tags else None
+    for tag in tags:
         if quotations and quotations.hold(*tag.span()):
             continue
         if "/" in (tag["a"], tag["b"], tag["c"]):
@@ -78,6 +86,17 @@ def answer(text: str, quoted: Sequence[str] = ()) -> str:
     if not said.strip():
         raise Doubt("the reply is empty after its thinking")
     return said
+
+
+def _final_channel(text: str, quoted: Sequence[str]) -> str:
+    """Of a reply in channels (gpt-oss) what is said in the final one."""
+    if not _CHANNEL.search(text):
+        return text
+    quotations = Quotations(text, quoted)
+    own = [m for m in list(_CHANNEL.finditer(text))[-_TAGS_READ:] if not quotations.hold(*m.span())]
+    if own and own[-1][1] != "final":
+        raise Doubt("the thinking never ended")
+    return text[own[-1].end() :] if own else text
 
 
 def squeeze(text: str) -> str:
@@ -96,6 +115,7 @@ class Quotations:
     def __init__(self, text: str, sources: Sequence[str]) -> None:
         self._text = text
         self._sources = [squeeze(plain(source)).replace("\n", " ") for source in sources if source.strip()]
+        self._unspaced = [source.replace(" ", "") for source in self._sources]
         self._marked = [m.span() for m in _QUOTATIONS.finditer(text)] if self._sources else []
 
     def hold(self, start: int, end: int) -> bool:
@@ -112,14 +132,18 @@ class Quotations:
     def held(self, start: int, end: int) -> bool:
         """Whether a candidate says the same but for white space, be it quoted or not."""
         said = "".join(self._text[start:end].casefold().split())
-        return any(said in source.replace(" ", "") for source in self._sources)
+        return any(said in source for source in self._unspaced)
 
 
 def _is_copied(said: str, before: str, after: str, source: str) -> bool:
     own_before, own_after = len(sentence_before(before)), len(sentence_after(after))
     one_line = before.replace("\n", " "), after.replace("\n", " ")
-    at = source.find(said)
+    if reports(before):
+        return True
+    at, looked = source.find(said), 0
     while at >= 0:
+        if (looked := looked + 1) > _COPIES:
+            return True  # a text made of nothing but verdicts
         left = _common(one_line[0][::-1], source[max(0, at - _REACH) : at][::-1])
         right = _common(one_line[1], source[at + len(said) : at + len(said) + _REACH])
         if left - own_before >= _BEYOND or right - own_after >= _BEYOND or max(left, right) >= _LONG:
@@ -127,7 +151,7 @@ def _is_copied(said: str, before: str, after: str, source: str) -> bool:
         outside = before[: len(before) - left].rstrip(), after[right:].lstrip(" .,!\n")
         if outside[0][-1:] and outside[1][:1] and outside[1][0] in _CLOSES and outside[0][-1] in _OPENS:
             return True
-        if reports(outside[0] + " "):
+        if left and reports(outside[0] + " "):
             return True
         at = source.find(said, at + 1)
     return False

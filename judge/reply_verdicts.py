@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from judge.reply_stance import disowned, sentence_before
+from judge.reply_stance import NOUN, disowned, sentence_before
 from judge.reply_text import Doubt, Quotations
 
-_LOOKS = 100  # verdicts looked at, from the end
+LOOKS = 100  # verdicts looked at, from the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def own_verdicts(
     reason: str | None = None
     denied = set()
     any_yet = False
-    everything = matches(text, pattern, group)[-_LOOKS:]
+    everything = matches(text, pattern, group)[-LOOKS:]
     for place, found in reversed(list(enumerate(everything))):
         if quotations.hold(found.opens, found.closes) and not bare:
             why: str | None = "quoted from a candidate"
@@ -53,6 +53,8 @@ def own_verdicts(
             why = None if bare else disowned(text, found.opens, found.closes)
         if why is None and place:
             why = _shared(text, everything[place - 1], found)
+        if why is None and not bare and _is_name(text, found):
+            why = "a name, and no verdict"
         if why is None and _across_sentences(text, found):
             continue
         if why is None:
@@ -67,6 +69,24 @@ def own_verdicts(
     if not any_yet:
         kind = "verdict" if group == "label" else group
         raise Doubt(reason or f"no {kind} in the reply")
+
+
+_NAMES = re.compile(rf"(?i)\b{NOUN}\s*\W{{0,3}}$")
+_DOES = re.compile(
+    r"[\])*\"'`]{0,4}(?:['’]s)?\s+(?!is\b|was\b|wins\b|would\b|deserves\b|gets\b|because\b|since\b|as\b|for\b|,)[a-z]"
+)
+_JUDGED = re.compile(
+    r"[\])*\"'`]{0,4}\s+(?:is|was)\s+(?!(?:\w+ly\s+)?(?:the\s+)?(?:better|best|superior|winner|preferred|my|stronger))\w"
+)
+
+
+def _is_name(text: str, found: Said) -> bool:
+    """Whether a label in brackets only names a candidate that the sentence goes on about: "Assistant [[B]]
+    has more errors"."""
+    if not _NAMES.search(text[max(0, found.opens - 40) : found.opens]):
+        return False
+    after = text[found.closes : found.closes + 80]
+    return bool(_DOES.match(after) or _JUDGED.match(after))
 
 
 def _shared(text: str, before: Said, found: Said) -> str | None:
@@ -116,24 +136,46 @@ def check_alternatives(text: str, last: Said, label: str, labels: Sequence[str])
     if not others:
         return
     mark = r"[^\w.!?;\n]{0,6}"
-    joins = rf"{mark}(?:\b(?:or|and|nor|versus|vs)\b\.?|/|&|,|\s>\s){mark}"
+    # a comma joins only what has the same form: "[[A]], [[B]]", and not "[[B]], A was too short"
+    bracketed = text[last.start - 1 : last.start] in ("[", "(")
+    comma = r"[\])*]+\s*,\s*[\[(*]+" if bracketed else rf"{mark},{mark}"
+    joins = rf"(?:{mark}(?:\b(?:or|and|nor|versus|vs)\b\.?|/|&|\s>\s){mark}|{comma})"
     noun = r"(?:(?:\b(?:or|and|nor)\b)\W+\w+\s*\W{0,3})"
     beside = re.match(rf"{joins}(?:{others})\b", text[last.end :]) or re.search(
-        rf"\b(?:{others})(?:{joins}|{mark}{noun})$", text[: last.start]
+        rf"\b(?:{others})(?:{joins}|{mark}{noun})$", text[max(0, last.start - 200) : last.start]
     )
     if beside:
         raise Doubt("two verdicts at once")
 
 
+_CONCLUDES = re.compile(
+    r"(?i)\W*(?:therefore|thus|hence|so|overall|ultimately|finally"
+    r"|in (?:conclusion|summary|short|sum|the end))\b"
+)
+
+
+def set_apart(text: str, found: Said) -> bool:
+    """Whether a verdict stands by itself, as a reply's last word does, and not among others: at most a lead
+    such as "Verdict:" before it in its sentence and the end of the line or sentence after it; or whether
+    its sentence begins as a conclusion does ("Therefore, …")."""
+    since = sentence_before(text[max(0, found.opens - 400) : found.opens])
+    if _CONCLUDES.match(since):
+        return True
+    after = text[found.closes :]
+    lead = re.fullmatch(r"(?:[^\[\]]{0,60}[:=])?[\W_]*", since) is not None
+    return lead and re.match(r"[\s\])*_\"'`}$.!,;(]*(?:\n|\Z)|[\])*_\"'`]*[.!](?:\s|\Z)", after) is not None
+
+
 def divided(text: str, before: Said, last: Said) -> bool:
-    """Whether two verdicts of one sentence each hold in part: "A is better in style and B … in content"."""
+    """Whether two verdicts each hold in part: "A is better in style and B … in content"."""
     between = text[before.closes : last.opens]
-    if len(sentence_before(text[: last.opens])) <= len(between) or len(between) > 200:
+    if len(between) > 200:
         return False
     in_part = r"\s*(?:in|at|for|on|with|regarding|as to|when it comes to)\b"
-    return bool(re.match(in_part, between) and re.match(in_part, text[last.closes :])) or bool(
-        re.fullmatch(r"\W*\s(?:and|or|but also|while|whereas)\s\W*", between)
-    )
+    if re.match(in_part, between) and re.match(in_part, text[last.closes :]):
+        return True
+    one_sentence = len(sentence_before(text[: last.opens][-1000:])) > len(between)
+    return one_sentence and bool(re.fullmatch(r"\W*\s(?:and|or|but also|while|whereas)\s\W*", between))
 
 
 def check_whole(label: str, labels: Sequence[str]) -> None:

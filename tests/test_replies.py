@@ -137,8 +137,24 @@ def test_a_hundred_kilobytes_are_read() -> None:
         said(read_label(f"{long}\n[[B]]", ABC, pattern=tables.BRACKETS, quoted=["x", long]), "B")
         said(read_label(f"{long} x", ABC), None)
         said(read_rating(f"{long} x", 1, 5), None)
+    for space in (" ", "\n", "\t "):
+        long = space * (100_000 // len(space))
+        for word in ("rating", "my answer", "I", "verdict", "[["):
+            said(read_label(f"{word}{long}x y", ABC), None)
+            said(read_rating(f"{word}{long}x y", 1, 5), None)
+        said(read_label(f"[[A]]{long}x", ABC, pattern=tables.BRACKETS), "A")
+        said(read_label(f"{long}[[A]]", ABC, pattern=tables.BRACKETS), "A")
     said(read_ranking("A > " * 25_000, ABC), None)
+    said(read_ranking(">" * 100_000, ABC), None)
     said(read_json("{" * 100_000), None)
+    said(read_json("{} " * 33_000, quoted=["{} y " * 20_000]), None)
+    said(read_label("<think></think>" * 7_000, ABC, quoted=["<think> </think> " * 99]), None)
+
+
+def test_digits_without_end_are_no_rating() -> None:
+    for text in ("Rating: 4/" + "1" * 5000, "4/" + "1" * 5000, "1" * 5000):
+        said(read_rating(text, 1, 5, pattern=r"(?P<rating>\d+)"), None)
+        said(read_rating(text, 1, 5), None)
 
 
 def test_the_tables_are_long() -> None:

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,6 +73,8 @@ class VllmEngine:
         self._in_flight = 2 * int(self._engine.vllm_config.scheduler_config.max_num_seqs)
         self._count = 0
         self._done: dict[str, Any] = {}
+        self._params: tuple[Any, Any] = (None, None)
+        self._token_text = cache(lambda token: self._tokenizer.decode([token]))
 
     @property
     def tokenizer(self) -> HfTokenizer:
@@ -201,6 +204,16 @@ class VllmEngine:
         return [self._done.pop(name) for name in list(self._done) if name in pending]
 
     def _sampling_params(self, request: SampleRequest) -> Any:
+        """vLLM's parameters of a request; those of the last one where they are the same, as in judging."""
+        limit = min(request.sampling.max_tokens, self.context - len(request.prompt))
+        asked = (request.sampling, limit, request.seed, request.choice, request.json_schema,
+                 request.top_logprobs)  # fmt: skip
+        if self._params[0] != asked:
+            self._params = (asked, self._new_params(request, limit))
+        return self._params[1]
+
+    @staticmethod
+    def _new_params(request: SampleRequest, max_tokens: int) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -217,7 +230,7 @@ class VllmEngine:
             top_k=sampling.top_k,
             min_p=sampling.min_p,
             repetition_penalty=sampling.repetition_penalty,
-            max_tokens=min(sampling.max_tokens, self.context - len(request.prompt)),
+            max_tokens=max_tokens,
             min_tokens=sampling.min_tokens,
             stop=list(sampling.stop) or None,
             seed=request.seed,
@@ -250,7 +263,7 @@ class VllmEngine:
         """Token text → logprob; of tokens with one text (half a letter, say) the likeliest counts."""
         found: dict[str, float] = {}
         for token, entry in position.items():
-            text = self._tokenizer.decode([token])
+            text = self._token_text(token)
             found[text] = max(entry.logprob, found.get(text, entry.logprob))
         return found
 
