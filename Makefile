@@ -6,11 +6,12 @@ BIN := .venv/bin
 demo: env
 	$(BIN)/gavel demo
 
-test: env
-	$(BIN)/python -P -m pytest
+test: test-fast
+	$(BIN)/python -P -m pytest -m engine
 
+# one more process than cores, as many tests wait for processes of their own
 test-fast: env
-	$(BIN)/python -P -m pytest -m "not engine"
+	$(BIN)/python -P -m pytest -m "not engine" --dist worksteal -n $$(( $$(getconf _NPROCESSORS_ONLN) + 1 ))
 
 check: env
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,60 +85,80 @@ def candidates(count: int, k: int) -> list[tuple[Prompt, list[Completion]]]:
     return groups
 
 
+@dataclass(frozen=True)
+class Spent:
+    """Seconds on the clock, and seconds of processor time: those that other programs take do not count."""
+
+    wall: float
+    cpu: float
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.wall + other.wall, self.cpu + other.cpu)
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, Spent]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    made = work()
+    return made, Spent(time.perf_counter() - wall, time.process_time() - cpu)
+
+
 def measure(name: str, method: Method, engine: Any, groups: Any, repeats: int) -> None:
-    seconds: dict[str, list[float]] = {"ready": [], "rendered": [], "gavel": []}
+    sides: dict[str, list[Spent]] = {"ready": [], "rendered": [], "gavel": []}
     for repeat in range(-1, repeats):  # the first warms up
-        turns = [lambda: plain(engine, method, groups), lambda: (gavel(engine, method, groups),)]
-        (asked, render_s, plain_s), (gavel_s,) = (turn() for turn in turns)
+        turns = [lambda: plain(engine, method, groups), lambda: gavel(engine, method, groups)]
+        found = [turn() for turn in (turns if repeat % 2 else turns[::-1])]
+        (asked, rendering, generating), mine = found if repeat % 2 else found[::-1]
         if repeat >= 0:
-            for side, spent in (("ready", plain_s), ("rendered", plain_s + render_s), ("gavel", gavel_s)):
-                seconds[side].append(spent)
-    medians = {side: statistics.median(found) for side, found in seconds.items()}
-    ratios = {
-        side: statistics.median(p / g for p, g in zip(seconds[side], seconds["gavel"], strict=True))
-        for side in ("ready", "rendered")
-    }
+            sides["ready"].append(generating)
+            sides["rendered"].append(generating + rendering)
+            sides["gavel"].append(mine)
+    rates = {side: len(asked) / statistics.median(one.wall for one in spent) for side, spent in sides.items()}
     tokens = statistics.mean(map(_length, asked))
-    print(
-        f"{name:14} {len(asked):6,} requests of {tokens:4.0f} tokens, per second: "
-        f"ready {len(asked) / medians['ready']:6,.0f}, rendered {len(asked) / medians['rendered']:6,.0f}, "
-        f"gavel {len(asked) / medians['gavel']:6,.0f}; gavel / rendered {ratios['rendered']:.3f}, "
-        f"gavel / ready {ratios['ready']:.3f} (medians of {repeats} ratios)",
-        flush=True,
-    )
+    print(f"{name:14} {len(asked):6,} requests of {tokens:4.0f} tokens", end="", flush=True)
+    for side, rate in rates.items():
+        print(f"; {side} {rate:,.0f}/s", end="")
+    for side in ("rendered", "ready"):
+        pairs = list(zip(sides[side], sides["gavel"], strict=True))
+        wall = statistics.median(plain.wall / mine.wall for plain, mine in pairs)
+        cpu = statistics.median(plain.cpu / mine.cpu for plain, mine in pairs)
+        print(f"; gavel / {side} {wall:.3f} (processor time {cpu:.3f})", end="")
+    print(flush=True)
 
 
 def _length(request: Any) -> int:
     return len(request.prompt if isinstance(request, SampleRequest) else request.token_ids)
 
 
-def plain(engine: Any, method: Method, groups: Any) -> tuple[list[Any], float, float]:
-    """The requests, the seconds to render them, and the seconds of `LLM.generate`."""
+def plain(engine: Any, method: Method, groups: Any) -> tuple[list[Any], Spent, Spent]:
+    """The requests, what it took to render them, and what `LLM.generate` took."""
     from vllm import SamplingParams
 
+    def render() -> list[Any]:
+        return [
+            request
+            for prompt, completions in groups
+            for item in method.items(prompt, completions)
+            for request in method.render(item, engine.tokenizer)
+        ]
+
+    def generate() -> None:
+        if isinstance(asked[0], ScoreRequest):
+            inputs = [{"prompt_token_ids": list(r.token_ids)} for r in asked]
+            params: Any = SamplingParams(
+                max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, flat_logprobs=True
+            )
+        else:
+            inputs = [{"prompt_token_ids": list(r.prompt)} for r in asked]
+            params = engine._new_params(asked[0], asked[0].sampling.max_tokens)  # the same for all
+            params.skip_clone = False  # as it is where one asks by hand
+        engine._llm.generate(inputs, params, use_tqdm=False)
+
     engine._llm.reset_prefix_cache()
-    started = time.perf_counter()
-    asked = [
-        request
-        for prompt, completions in groups
-        for item in method.items(prompt, completions)
-        for request in method.render(item, engine.tokenizer)
-    ]
-    rendered = time.perf_counter()
-    if isinstance(asked[0], ScoreRequest):
-        inputs = [{"prompt_token_ids": list(r.token_ids)} for r in asked]
-        params: Any = SamplingParams(
-            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, flat_logprobs=True
-        )
-    else:
-        inputs = [{"prompt_token_ids": list(r.prompt)} for r in asked]
-        params = engine._new_params(asked[0], asked[0].sampling.max_tokens)  # the same for all
-        params.skip_clone = False  # as it is where one asks by hand
-    engine._llm.generate(inputs, params, use_tqdm=False)
-    return asked, rendered - started, time.perf_counter() - rendered
+    asked, rendering = timed(render)
+    return asked, rendering, timed(generate)[1]
 
 
-def gavel(engine: Any, method: Method, groups: Any) -> float:
+def gavel(engine: Any, method: Method, groups: Any) -> Spent:
     engine._llm.reset_prefix_cache()
     with tempfile.TemporaryDirectory() as folder, RunDir.open(Path(folder) / "run") as run:
         with JsonlWriter(run.prompts_path) as prompts, JsonlWriter(run.completions_path) as completions:
@@ -145,10 +166,12 @@ def gavel(engine: Any, method: Method, groups: Any) -> float:
                 prompts.append(prompt)
                 for completion in made:
                     completions.append(completion)
-        started = time.perf_counter()
-        with contextlib.suppress(CheckFailed):  # the bundled judge has no answer to gavel's long presets
-            judge(run, engine, method)
-        return time.perf_counter() - started
+
+        def ask() -> None:
+            with contextlib.suppress(CheckFailed):  # the bundled judge has no answer to gavel's long presets
+                judge(run, engine, method)
+
+        return timed(ask)[1]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import demo
-from demo.measure import measure
 from demo.oracle import exact_match
 from demo.run import HELD_OUT, MODELS, SAMPLES, run_demo
 from demo.tasks import FAMILIES, draw, pool_of
@@ -62,12 +61,16 @@ def test_nothing_but_the_table_and_the_measure_reads_the_oracle() -> None:
 @pytest.mark.engine
 @pytest.mark.parametrize("name", ["policy", "judge", "eval-judge"])
 def test_shipped_weights_have_the_accuracies_of_the_readme(name: str) -> None:
+    from demo.measure import measure  # it takes seconds, and no fast test needs it
+
     greedy = measure(MODELS / name)
     assert greedy.total == pytest.approx(RECORDED[name]["greedy"]["total"], abs=0.5)
 
 
 @pytest.mark.engine
 def test_shipped_policy_is_sampled_as_recorded() -> None:
+    from demo.measure import measure
+
     sampled = measure(MODELS / "policy", samples=SAMPLES)
     assert sampled.count >= 4000
     assert sampled.total == pytest.approx(RECORDED["policy"]["sampled"]["total"], abs=NOISE)

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
@@ -235,7 +236,7 @@ class VllmEngine:
             stop=list(sampling.stop) or None,
             seed=request.seed,
             logprobs=request.top_logprobs,
-            flat_logprobs=request.top_logprobs == 0,
+            flat_logprobs=True,
             # our own decoding of whole sequences is quicker; stop strings need vLLM's
             detokenize=bool(sampling.stop),
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -244,39 +245,34 @@ class VllmEngine:
 
     def _sampled(self, request: SampleRequest, output: Any) -> Sampled:
         choice = output.outputs[0]
-        ids = list(choice.token_ids)
+        ids, flat = list(choice.token_ids), choice.logprobs
         return Sampled(
             key=request.key,
             text=choice.text if request.sampling.stop else self._tokenizer.decode(ids),
             token_ids=ids,
-            logprobs=_sampled_logprobs(choice.logprobs, ids),
+            logprobs=[flat.logprobs[start] for start in flat.start_indices],  # the sampled token comes first
             finish_reason=choice.finish_reason,
             stop_reason=choice.stop_reason,
-            top_logprobs=self._top_logprobs(choice.logprobs) if request.top_logprobs else (),
+            top_logprobs=self._top_logprobs(flat) if request.top_logprobs else (),
             usage={"prompt_tokens": len(request.prompt), "completion_tokens": len(ids)},
         )
 
-    def _top_logprobs(self, positions: Any) -> list[dict[str, float]]:
-        return [self._by_text(position) for position in positions]
-
-    def _by_text(self, position: Any) -> dict[str, float]:
-        """Token text → logprob; of tokens with one text (half a letter, say) the likeliest counts."""
-        found: dict[str, float] = {}
-        for token, entry in position.items():
-            text = self._token_text(token)
-            found[text] = max(entry.logprob, found.get(text, entry.logprob))
+    def _top_logprobs(self, flat: Any) -> list[dict[str, float]]:
+        """For each position token text → logprob; of tokens with one text (half a letter, say) the
+        likeliest counts."""
+        found = []
+        for start, end in zip(flat.start_indices, flat.end_indices, strict=True):
+            by_text: dict[str, float] = {}
+            for token, logprob in zip(flat.token_ids[start:end], flat.logprobs[start:end], strict=True):
+                text = self._token_text(token)
+                if logprob > by_text.get(text, -math.inf):
+                    by_text[text] = logprob
+            found.append(by_text)
         return found
 
 
 def _token_ids(request: SampleRequest | ScoreRequest | RewardRequest) -> Sequence[int]:
     return request.prompt_ids if isinstance(request, SampleRequest) else request.token_ids
-
-
-def _sampled_logprobs(logprobs: Any, ids: Sequence[int]) -> list[float]:
-    flat = getattr(logprobs, "logprobs", None)
-    if flat is not None:  # one entry a position: the sampled token
-        return list(flat)
-    return [position[i].logprob for position, i in zip(logprobs, ids, strict=True)]
 
 
 def _scored(request: ScoreRequest, output: Any) -> Scored:
