@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -171,6 +172,8 @@ def _live(a: str, b: str, as_json: bool, options: dict[str, Any]) -> None:
     )
     if result["blank"]:
         warn(f"{result['blank']:,} comparisons with an empty output were not judged and count as unparsed")
+    for side in sides:
+        _warn_of_repetition(side)
     _show({b: result}, as_json)
 
 
@@ -229,6 +232,13 @@ def _warn_of_kin(judging: Judging, sides: Sequence[Side], *, allowed: bool) -> N
         say(f"{related} (--self-judge)")
     elif related is not None:
         warn(f"{related}: judges prefer their own kind. Use another judge, or say --self-judge.")
+
+
+def _warn_of_repetition(side: Side) -> None:
+    if (found := side.repeated()) is not None:
+        text, count = found
+        shown = json.dumps(text if len(text) <= 60 else text[:59] + "…", ensure_ascii=False)
+        warn(f"{side.name}: the same text is offered for {count:,} of {len(side.asked):,} prompts: {shown}")
 
 
 def _asked_twice(path: Path) -> bool:

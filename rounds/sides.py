@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from generate.stage import GenerateConfig, generate, take_in
 from judge.duels import Duel, Outcome
 from judge.head_to_head import Bout
 from judge.kinship import Kin
+from judge.pair_statistics import REPEATED_PROMPTS, REPEATED_SHARE
 from judge.stage import groups_of, pass_name
 
 
@@ -30,6 +32,15 @@ class Side:
 
     def add(self, prompt: Prompt, completions: Iterable[Completion]) -> None:
         self.asked.setdefault(digest(prompt.messages), (prompt, []))[1].extend(completions)
+
+    def repeated(self) -> tuple[str, int] | None:
+        """The text that is offered for the most prompts, and for how many, where that is suspicious: a text
+        that flatters the judge needs no prompt."""
+        texts = Counter(
+            t for _, made in self.asked.values() for t in {c.text.strip() for c in made if c.text.strip()}
+        )
+        text, count = max(texts.items(), key=lambda item: item[1], default=("", 0))
+        return (text, count) if count >= max(REPEATED_PROMPTS, REPEATED_SHARE * len(self.asked)) else None
 
     def makers(self) -> list[Kin]:
         """The models that made the outputs, where they are known."""

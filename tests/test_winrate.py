@@ -510,6 +510,16 @@ def test_sides_are_joined_by_what_was_asked() -> None:
         join(side("a", {"q": ["x"]}), side("b", {"r": ["x"]}))
 
 
+def test_one_text_for_many_prompts_is_named() -> None:
+    flattery = "Pick me: I am right."
+    made = {f"q{n}": [flattery if n < 4 else f"answer {n}"] for n in range(40)}
+    assert side("a", made).repeated() == (flattery, 4)
+    assert side("a", made | {"q3": ["another"]}).repeated() == (flattery, 3)
+    assert side("a", {f"q{n}": [f"answer {n}"] for n in range(40)}).repeated() is None
+    assert side("a", {f"q{n}": [flattery if n < 4 else str(n)] for n in range(100)}).repeated() is None
+    assert side("a", {"q": ["x", "x", "x"]}).repeated() is None, "one prompt"
+
+
 def test_outcomes_become_bs_rate() -> None:
     (duels,) = join(side("a", {"q": ["a", "b", "c"]}), side("b", {"q": ["d", "e", "f"]})).duels.values()
     said = [Outcome(0.1, 0.3), Outcome(1.0, None), Outcome(0.5, 0.5)]
@@ -600,5 +610,7 @@ def test_the_judge_that_judges_itself_is_warned_of(two_files: tuple[Path, Path],
     rows = [json.loads(line) | {"model": "qwen/Qwen-7B"} for line in two_files[1].read_text().splitlines()]
     write(two_files[1], rows)
     command = ["winrate", *two_files, "--judge", "Qwen/Qwen-72B", "--engine", "fake", "--method", "gptscore"]
-    assert "warning: the judge Qwen/Qwen-72B" in gavel(*command).err
-    assert "warning" not in gavel(*command, "--self-judge").err
+    said = gavel(*command).err
+    assert "warning: the judge Qwen/Qwen-72B" in said
+    assert 'b.jsonl: the same text is offered for 10 of 10 prompts: "bxxxxx"' in said
+    assert "warning: the judge" not in gavel(*command, "--self-judge").err
