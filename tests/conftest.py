@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import hypothesis
 import pytest
 from tiny_models import save_adapter, save_lm, save_reward_model, save_tokenizer
 
@@ -23,6 +26,24 @@ from gavel.protocols import Engine
 
 # before torch is loaded: threads that wait by spinning take the cores from other work
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+# a first example may wait for torch to be loaded, and no test depends on time
+hypothesis.settings.register_profile("gavel", deadline=None)
+hypothesis.settings.load_profile("gavel")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # a shell's background job ignores Ctrl-C, and so would the processes that tests interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # it hangs two handlers on each of the loggers of torch and others, in every phase of every test;
+    # what they log goes to stderr, as it does for a user
+    config.pluginmanager.set_blocked("logging-plugin")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what torch and others made when imported stays: no use in going through it again
+
 
 CONTEXT = 256  # of every tiny engine
 SERVER_START_S = 180

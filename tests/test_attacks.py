@@ -98,11 +98,17 @@ def question(method: Method, *texts: str, **asked: Any) -> Item:
     return Item(asked.get("asked") or prompt(), tuple(found), method.aspects[0])
 
 
-def specials(tokenizer: HfTokenizer, ids: Any) -> list[int]:
-    """Special tokens in order; of an unknown character any text may hold some."""
+@cache
+def special_ids(tokenizer: HfTokenizer) -> frozenset[int]:
+    """Of an unknown character any text may hold some."""
     special = {*tokenizer.hf.all_special_ids, *tokenizer.hf.added_tokens_decoder}
     quiet = {i for i, t in tokenizer.hf.added_tokens_decoder.items() if not t.content.strip()}
-    return [i for i in ids if i in special - quiet - {tokenizer.hf.unk_token_id}]
+    return frozenset(special - quiet - {tokenizer.hf.unk_token_id})
+
+
+def specials(tokenizer: HfTokenizer, ids: Any) -> list[int]:
+    """Special tokens in order."""
+    return [i for i in ids if i in special_ids(tokenizer)]
 
 
 def asked_ids(method: Method, asked: Item, tokenizer: Any) -> list[int]:

@@ -11,17 +11,105 @@ import click
 from gavel.command import command, emit, key_values, place, say
 from gavel.errors import InputError
 from gavel.options import source_options
-from train.config import CONSERVATIVE, LOSSES, PRECISIONS, REFERENCES, SCHEDULES, SMOOTHED, DpoConfig
+from train.config import (
+    CONSERVATIVE,
+    LOSSES,
+    PRECISIONS,
+    REFERENCES,
+    SCHEDULES,
+    SMOOTHED,
+    DpoConfig,
+    RewardConfig,
+    TrainConfig,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MEASURED = "measured"
-_DEFAULTS = {f.name: f.default for f in fields(DpoConfig)}
 
 
-def _setting(name: str, help: str, **more: Any) -> Callable[[F], F]:
-    """An option named after a field of DpoConfig, with its default."""
-    return click.option(f"--{name.replace('_', '-')}", default=_DEFAULTS[name],
-                        show_default=_DEFAULTS[name] is not None, help=help, **more)  # fmt: skip
+def _settings_of(kind: type[TrainConfig]) -> dict[str, Any]:
+    """The fields of a configuration with their defaults."""
+    return {f.name: f.default for f in fields(kind)}
+
+
+def _setting(kind: type[TrainConfig], name: str, help: str, **more: Any) -> Callable[[F], F]:
+    """An option named after a field of a configuration, with its default."""
+    default = _settings_of(kind)[name]
+    return click.option(f"--{name.replace('_', '-')}", default=default,
+                        show_default=default is not None, help=help, **more)  # fmt: skip
+
+
+def _pair_source(function: F) -> F:
+    """Adds the options that say which pairs are trained on, and where the model goes."""
+    for option in (
+        source_options("0"),
+        click.option("--run", metavar="RUN", help="Run directory whose token ids the rows of SRC name."),
+        click.option("--pairs", metavar="NAME", help="Which pairs of RUN; the newest unless given."),
+        click.option(
+            "--out", required=True, metavar="DIR", help="Where the model goes; the same command resumes."
+        ),
+        click.option(
+            "--data",
+            required=True,
+            metavar="RUN|SRC",
+            help="Run directory, or a preference file (JSON Lines, JSON, Parquet, CSV, datasets directory, "
+            "hub:…).",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def _common(kind: type[TrainConfig], rows: str) -> Callable[[F], F]:
+    """Adds the options that every trainer has. rows: what a batch is made of."""
+
+    def setting(name: str, help: str, **more: Any) -> Callable[[F], F]:
+        return _setting(kind, name, help, **more)
+
+    def wrap(function: F) -> F:
+        for option in reversed((
+            setting("epochs", "Passes over the data.", type=float),
+            setting("batch_size", f"{rows.capitalize()} per optimiser step.", type=int),
+            setting("micro_batch", f"{rows.capitalize()} per forward pass, a divisor of the batch size; sets "
+                    "memory, not results.", type=int),
+            setting("max_length", f"Leave out {rows} with more tokens.  [default: the model's context]",
+                    type=int),
+            setting("warmup", "Warm-up steps, or below 1 a fraction of all.", type=float),
+            setting("scheduler", "Learning rate after the warm-up.", type=click.Choice(list(SCHEDULES))),
+            setting("weight_decay", "AdamW's weight decay.", type=float),
+            setting("optim", "Optimiser, as transformers names it."),
+            setting("max_grad_norm", "Gradients are clipped to this norm; 0 is off.", type=float),
+            setting("seed", "Seed of the order of the data and of new weights.", type=int),
+            setting("precision", "auto: bf16 on a GPU that has it, else fp32.",
+                    type=click.Choice(PRECISIONS)),
+            click.option("--gradient-checkpointing", is_flag=True, help="Less memory, about 25 % more time."),
+            setting("lora_r", "Rank of a LoRA adapter; 0 trains all weights.", type=int),
+            setting("lora_alpha", "LoRA's alpha.  [default: twice the rank]", type=float),
+            click.option("--lora-target", "lora_targets", multiple=True,
+                         help="Module to adapt; every linear layer unless given."),
+            setting("save_steps", "Steps between checkpoints; 0: one every five minutes.", type=int),
+            setting("log_steps", "Steps between lines of metrics.jsonl.", type=int),
+            click.option("--report-to", multiple=True,
+                         help="Tracker that transformers knows (wandb, tensorboard, …)."),
+            click.option("--chat-template-arg", "template_args", multiple=True, callback=key_values,
+                         metavar="KEY=VALUE", help="Passed to the chat template, as when sampling."),
+            click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model."),
+        )):  # fmt: skip
+            function = option(function)
+        return function
+
+    return wrap
+
+
+def _smoothing(kind: type[TrainConfig], losses: str) -> Callable[[F], F]:
+    return _setting(
+        kind,
+        "label_smoothing",
+        f"How often a label is wrong, below 0.5; {_MEASURED}: as `gavel pairs` found it in RUN.{losses}",
+        type=str,
+        metavar=f"X|{_MEASURED}",
+        callback=_flip_rate,
+    )
 
 
 def _flip_rate(ctx: click.Context, param: click.Parameter, value: str) -> float | str:
@@ -42,18 +130,9 @@ def train() -> None: ...
 @click.option(
     "--model", required=True, help="Model directory or hub id to start from; it is the reference too."
 )
-@click.option(
-    "--data",
-    required=True,
-    metavar="RUN|SRC",
-    help="Run directory, or a preference file (JSON Lines, JSON, Parquet, CSV, datasets directory, hub:…).",
-)
-@click.option("--out", required=True, metavar="DIR", help="Where the model goes; the same command resumes.")
-@click.option("--pairs", metavar="NAME", help="Which pairs of RUN; the newest unless given.")
-@click.option("--run", metavar="RUN", help="Run directory whose token ids the rows of SRC name.")
-@source_options("0")
-@_setting("learning_rate", "Peak learning rate.", type=float)
-@_setting("beta", "How closely the policy is kept to the reference.", type=float)
+@_pair_source
+@_setting(DpoConfig, "learning_rate", "Peak learning rate.", type=float)
+@_setting(DpoConfig, "beta", "How closely the policy is kept to the reference.", type=float)
 @click.option(
     "--loss",
     multiple=True,
@@ -61,65 +140,78 @@ def train() -> None: ...
     metavar="NAME=WEIGHT",
     help=f"Weighted mix, e.g. --loss sigmoid=1 --loss sft=1: {', '.join(LOSSES)}.  [default: sigmoid=1]",
 )
-@_setting(
-    "label_smoothing",
-    f"How often a label is wrong, below 0.5; {_MEASURED}: as `gavel pairs` found it in RUN. "
-    f"For the losses {', '.join(SMOOTHED)}.",
-    type=str,
-    metavar=f"X|{_MEASURED}",
-    callback=_flip_rate,
-)
+@_smoothing(DpoConfig, f" For the losses {', '.join(SMOOTHED)}.")
 @click.option(
     "--soft-labels",
     is_flag=True,
     help=f"Train towards each pair's probability that chosen is better ({', '.join(CONSERVATIVE)}); "
     "where it has none, 1 less the label smoothing.",
 )
-@_setting("epochs", "Passes over the data.", type=float)
-@_setting("batch_size", "Pairs per optimiser step.", type=int)
-@_setting(
-    "micro_batch", "Pairs per forward pass, a divisor of the batch size; sets memory, not results.", type=int
-)
-@_setting("max_length", "Leave out pairs with more tokens.  [default: the model's context]", type=int)
-@_setting("warmup", "Warm-up steps, or below 1 a fraction of all.", type=float)
-@_setting("scheduler", "Learning rate after the warm-up.", type=click.Choice(list(SCHEDULES)))
-@_setting("weight_decay", "AdamW's weight decay.", type=float)
-@_setting("optim", "Optimiser, as transformers names it.")
-@_setting("max_grad_norm", "Gradients are clipped to this norm; 0 is off.", type=float)
-@_setting("seed", "Seed of the order of the data and of the adapter.", type=int)
-@_setting("precision", "auto: bf16 on a GPU that has it, else fp32.", type=click.Choice(PRECISIONS))
-@click.option("--gradient-checkpointing", is_flag=True, help="Less memory, about 25 % more time.")
-@_setting("lora_r", "Rank of a LoRA adapter; 0 trains all weights.", type=int)
-@_setting("lora_alpha", "LoRA's alpha.  [default: twice the rank]", type=float)
-@click.option(
-    "--lora-target", "lora_targets", multiple=True, help="Module to adapt; every linear layer unless given."
-)
+@_common(DpoConfig, "pairs")
 @click.option("--merge", is_flag=True, help="Save the merged model, the adapter beside it.")
-@_setting("save_steps", "Steps between checkpoints; 0: one every five minutes.", type=int)
-@_setting("log_steps", "Steps between lines of metrics.jsonl.", type=int)
-@click.option("--report-to", multiple=True, help="Tracker that transformers knows (wandb, tensorboard, …).")
 @_setting(
+    DpoConfig,
     "reference",
     "Where its log-probabilities come from. auto: the samples if an audit agrees, else a pass.",
     type=click.Choice(REFERENCES),
 )
-@_setting("audit_rows", "Pairs that the audit reads.", type=int)
-@click.option(
-    "--chat-template-arg",
-    "template_args",
-    multiple=True,
-    callback=key_values,
-    metavar="KEY=VALUE",
-    help="Passed to the chat template, as when sampling.",
-)
-@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")
+@_setting(DpoConfig, "audit_rows", "Pairs that the audit reads.", type=int)
 def dpo(**options: Any) -> None:
     """Reads the pairs, trains, prints the summary."""
-    settings = {name: options[name] for name in _DEFAULTS if name in options}
+    config = DpoConfig(**_given(DpoConfig, options) | {"loss": _weights(options["loss"])})
+    rows, account = _pairs(config, options)
+
+    from train.dpo import train_dpo
+
+    emit(train_dpo(config, rows, options["out"]) | account, options["as_json"], "trained")
+
+
+@command("Train a reward model on preference pairs, one score per sequence.", name="reward")
+@click.option(
+    "--model",
+    required=True,
+    help="Model directory or hub id to start from: a language model, which gets a head, or a reward model.",
+)
+@_pair_source
+@_setting(RewardConfig, "learning_rate", "Peak learning rate.", type=float)
+@_smoothing(RewardConfig, "")
+@click.option(
+    "--soft-labels",
+    is_flag=True,
+    help="Train towards each pair's probability that chosen is better; where it has none, 1 less the label "
+    "smoothing.",
+)
+@_setting(
+    RewardConfig,
+    "margin_scale",
+    "How much of a pair's own margin the rewards must differ by; 0: any difference will do.",
+    type=float,
+)
+@_setting(RewardConfig, "center", "Weight of a term that keeps rewards around 0, e.g. 0.01.", type=float)
+@_setting(
+    RewardConfig, "held_out", "Share of the prompts kept from training and measured afterwards.", type=float
+)
+@_common(RewardConfig, "pairs")
+def reward(**options: Any) -> None:
+    """Reads the pairs, trains, prints the summary and what held-out pairs say."""
+    config = RewardConfig(**_given(RewardConfig, options))
+    rows, account = _pairs(config, options)
+
+    from train.reward import train_reward
+
+    emit(train_reward(config, rows, options["out"]) | account, options["as_json"], "trained")
+
+
+def _given(kind: type[TrainConfig], options: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration among the options."""
+    settings = {name: options[name] for name in _settings_of(kind) if name in options}
     if settings["label_smoothing"] == _MEASURED:
         settings["label_smoothing"] = _measured(options)
-    config = DpoConfig(**settings | {"loss": _weights(options["loss"])})
+    return settings
 
+
+def _pairs(config: TrainConfig, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The pairs as token ids, and the account of them that goes into the summary."""
     from gavel.rows import BadRows
     from train.models import encoder_of
 
@@ -129,12 +221,8 @@ def dpo(**options: Any) -> None:
     bad.check()
     if encoder.left_out:
         say("pairs left out: " + ", ".join(f"{reason} ({n:,})" for reason, n in encoder.left_out.items()))
-
-    from train.dpo import train_dpo
-
-    summary = train_dpo(config, rows, options["out"])
-    account = {"completions": dict(encoder.completions), "left_out": dict(encoder.left_out)}
-    emit(summary | account | {"bad_rows": bad.count}, options["as_json"], "trained")
+    return rows, {"completions": dict(encoder.completions), "left_out": dict(encoder.left_out),
+                  "bad_rows": bad.count}  # fmt: skip
 
 
 def _measured(options: dict[str, Any]) -> float:
@@ -181,3 +269,4 @@ def _weights(loss: dict[str, Any]) -> dict[str, float]:
 
 
 train.add_command(dpo)
+train.add_command(reward)

@@ -1,4 +1,4 @@
-"""What a DPO run is told to do. Light: the command line imports it for its defaults."""
+"""What a training run is told to do. Light: the command line imports it for its defaults."""
 
 from __future__ import annotations
 
@@ -23,38 +23,26 @@ _DEFAULT_MICRO = 8  # pairs
 
 
 @dataclass(frozen=True, kw_only=True)
-class DpoConfig:
-    """Settings of `train.dpo.train_dpo`. Produced by the command line or `rounds`.
+class TrainConfig:
+    """The settings that every trainer has.
 
-    model: directory or hub id that training starts from; it is the reference as well.
-    loss: TRL loss type → weight. "sft" is the negative log-likelihood of the chosen completions.
-    label_smoothing: the flip rate, how often a label is wrong, in [0, 0.5); for the losses in SMOOTHED.
-    soft_labels: trains towards each pair's own probability that chosen is better, and towards
-        1 − label_smoothing where it has none; for the losses in CONSERVATIVE.
-    batch_size: pairs per optimiser step. micro_batch: pairs per forward pass, a divisor of it; None
-        takes the largest divisor up to 8. What is optimised does not depend on it.
-    max_length: pairs with more tokens (prompt and completion) are left out; None: the model's context.
+    model: directory or hub id that training starts from.
+    batch_size: rows per optimiser step. micro_batch: rows per forward pass, a divisor of it; None takes
+        the largest divisor up to 8. What is optimised does not depend on it.
+    max_length: rows with more tokens (prompt and completion) are left out; None: the model's context.
     warmup: optimiser steps, or below 1 a fraction of all.
     precision: "fp32", "bf16" (autocast over float32 weights; saved as bfloat16), or "auto": bf16 on a
         GPU that has it, fp32 elsewhere.
     gradient_checkpointing: less memory, about 25 % more time.
     lora_r: rank of the adapter, 0 for full training. lora_targets: module names; () means every
-        linear layer but the head. merge: save the merged model, with the adapter beside it.
+        linear layer but the head.
     save_steps: optimiser steps between checkpoints; 0: one every five minutes.
     log_steps: optimiser steps between lines of metrics.jsonl.
     report_to: trackers that transformers knows ("wandb", "tensorboard", ...).
-    reference: where the reference's log-probabilities come from. "auto": from the samples if an audit
-        agrees, else a pass of the model over the data. "samples": the same, but an audit that
-        disagrees is an error. "pass": always a pass.
-    audit_rows: pairs that the audit reads.
     """
 
     model: str
     learning_rate: float = 1e-6
-    beta: float = 0.1
-    loss: Mapping[str, float] = field(default_factory=lambda: {"sigmoid": 1.0})
-    label_smoothing: float = 0.0
-    soft_labels: bool = False
     epochs: float = 1.0
     batch_size: int = 16
     micro_batch: int | None = None
@@ -70,36 +58,73 @@ class DpoConfig:
     lora_r: int = 0
     lora_alpha: float | None = None
     lora_targets: tuple[str, ...] = ()
-    merge: bool = False
     save_steps: int = 0
     log_steps: int = 10
     report_to: tuple[str, ...] = ()
-    reference: str = "auto"
-    audit_rows: int = 16
     trust_remote_code: bool = False
     template_args: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises InputError for a value that cannot be used, naming the option."""
-        unknown = [name for name in self.loss if name not in LOSSES]
-        weights = self.loss.values()
-        _need("loss", not unknown, f"unknown loss {', '.join(unknown)}; known: {', '.join(LOSSES)}")
-        _need("loss", any(w != 0 for w in weights), "needs one loss with a weight that is not 0")
-        for name in ("learning_rate", "beta", "epochs"):
+        for name in ("learning_rate", "epochs"):
             _need(name, getattr(self, name) > 0, "must be above 0")
-        for name in ("batch_size", "log_steps", "audit_rows"):
+        for name in ("batch_size", "log_steps"):
             _need(name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("warmup", "weight_decay", "max_grad_norm", "lora_r", "save_steps"):
             _need(name, getattr(self, name) >= 0, "must not be negative")
         micro = self.micro_batch
         _need("micro_batch", micro is None or (micro >= 1 and self.batch_size % micro == 0),
               f"must divide --batch-size {self.batch_size}")  # fmt: skip
-        for name, known in (
-            ("scheduler", tuple(SCHEDULES)),
-            ("precision", PRECISIONS),
-            ("reference", REFERENCES),
-        ):
+        for name, known in (("scheduler", tuple(SCHEDULES)), ("precision", PRECISIONS)):
             _need(name, getattr(self, name) in known, f"must be one of {', '.join(known)}")
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows per forward pass."""
+        if self.micro_batch is not None:
+            return self.micro_batch
+        return max(n for n in range(1, _DEFAULT_MICRO + 1) if self.batch_size % n == 0)
+
+    def shaping(self) -> dict[str, Any]:
+        """The settings that shape the trained weights: what a resumed run must have in common."""
+        aside = {"model", "micro_batch", "gradient_checkpointing", "save_steps", "log_steps", "report_to",
+                 "audit_rows", "trust_remote_code"}  # fmt: skip
+        return {k: v for k, v in asdict(self).items() if k not in aside}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpoConfig(TrainConfig):
+    """Settings of `train.dpo.train_dpo`; its rows are pairs, and its model is the reference as well.
+    Produced by the command line or `rounds`.
+
+    loss: TRL loss type → weight. "sft" is the negative log-likelihood of the chosen completions.
+    label_smoothing: the flip rate, how often a label is wrong, in [0, 0.5); for the losses in SMOOTHED.
+    soft_labels: trains towards each pair's own probability that chosen is better, and towards
+        1 − label_smoothing where it has none; for the losses in CONSERVATIVE.
+    merge: save the merged model, with the adapter beside it.
+    reference: where the reference's log-probabilities come from. "auto": from the samples if an audit
+        agrees, else a pass of the model over the data. "samples": the same, but an audit that
+        disagrees is an error. "pass": always a pass.
+    audit_rows: pairs that the audit reads.
+    """
+
+    beta: float = 0.1
+    loss: Mapping[str, float] = field(default_factory=lambda: {"sigmoid": 1.0})
+    label_smoothing: float = 0.0
+    soft_labels: bool = False
+    merge: bool = False
+    reference: str = "auto"
+    audit_rows: int = 16
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value that cannot be used, naming the option."""
+        unknown = [name for name in self.loss if name not in LOSSES]
+        _need("loss", not unknown, f"unknown loss {', '.join(unknown)}; known: {', '.join(LOSSES)}")
+        _need("loss", any(self.loss.values()), "needs one loss with a weight that is not 0")
+        super().__post_init__()
+        _need("beta", self.beta > 0, "must be above 0")
+        _need("audit_rows", self.audit_rows >= 1, "must be at least 1")
+        _need("reference", self.reference in REFERENCES, f"must be one of {', '.join(REFERENCES)}")
         self._check_labels()
         _need("merge", not self.merge or self.lora_r > 0, "needs --lora-r")
 
@@ -124,24 +149,51 @@ class DpoConfig:
         asked = self.soft_labels or self.label_smoothing > 0
         return asked and any(self.loss.get(name) for name in CONSERVATIVE)
 
-    @property
-    def micro_batch_size(self) -> int:
-        """Pairs per forward pass."""
-        if self.micro_batch is not None:
-            return self.micro_batch
-        return max(n for n in range(1, _DEFAULT_MICRO + 1) if self.batch_size % n == 0)
-
     def shaping(self) -> dict[str, Any]:
-        """The settings that shape the trained weights: what a resumed run must have in common."""
-        aside = {"model", "micro_batch", "gradient_checkpointing", "save_steps", "log_steps", "report_to",
-                 "audit_rows", "trust_remote_code"}  # fmt: skip
-        shaped = {k: v for k, v in asdict(self).items() if k not in aside}
+        shaped = super().shaping()
         # plans from before soft labels must still be met, but not by what these settings once ignored
         if not self.soft_labels:
             del shaped["soft_labels"]
             if self.softened:
                 shaped["label_smoothing_in"] = [name for name in CONSERVATIVE if self.loss.get(name)]
         return shaped
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig(TrainConfig):
+    """Settings of `train.reward.train_reward`; its rows are pairs.
+
+    label_smoothing, soft_labels: as in `DpoConfig`.
+    margin_scale: how much of a pair's own margin the rewards' difference must exceed (Touvron et al. 2023,
+        arXiv 2307.09288, eq. 2); 0: none.
+    center: weight of the squared sum of both rewards, which keeps their mean near 0 (Eisenstein et al. 2023,
+        arXiv 2312.09244, eq. 2); 0: none.
+    held_out: share of the prompts whose pairs are left out of training and measured afterwards.
+    """
+
+    learning_rate: float = 1e-5
+    label_smoothing: float = 0.0
+    soft_labels: bool = False
+    margin_scale: float = 0.0
+    center: float = 0.0
+    held_out: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value that cannot be used, naming the option."""
+        super().__post_init__()
+        for name in ("margin_scale", "center"):
+            _need(name, getattr(self, name) >= 0, "must not be negative")
+        _need("held_out", 0 <= self.held_out < 1, "must be a share below 1")
+        rate = self.label_smoothing
+        _need("label_smoothing", 0 <= rate < 0.5,
+              f"must be in [0, 0.5), not {rate:g}: labels wrong half of the time teach nothing")  # fmt: skip
+        _need("margin_scale", not (self.margin_scale and self.softened),
+              "says how sure a label is, as --soft-labels and --label-smoothing do: give one")  # fmt: skip
+
+    @property
+    def softened(self) -> bool:
+        """Whether training aims at probabilities instead of certain labels."""
+        return self.soft_labels or self.label_smoothing > 0
 
 
 def _need(name: str, holds: bool, problem: str) -> None:

@@ -17,10 +17,7 @@ probabilities (`train.soft`); TRL's own read neither.
 
 from __future__ import annotations
 
-import logging
-import sys
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,20 +25,17 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-import transformers
-from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
-from transformers.training_args import OptimizerNames
 from trl import DPOConfig as TrlConfig
 from trl import DPOTrainer
 
 from gavel.command import say
-from gavel.errors import CheckFailed, InputError
+from gavel.errors import CheckFailed
 from gavel.tokenizer import HfTokenizer
 from gavel.weights import weights_version
-from train import models, soft
-from train.callbacks import Bar, Checkpoints, Metrics, stopping
-from train.config import CONSERVATIVE, SCHEDULES, DpoConfig
+from train import models, running, soft
+from train.callbacks import Checkpoints, Metrics, stopping
+from train.config import CONSERVATIVE, DpoConfig
 from train.data import PairRow, data_version
 from train.output import Output
 from train.reference import Reference, reference_logps
@@ -165,11 +159,11 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
         CheckFailed: a loss that is not a number, or `reference="samples"` and they do not serve.
     """
     started = time.monotonic()
-    _quiet()
-    _check_names(config)
-    _check_rows(config, rows)
+    running.quiet()
+    running.check_names(config)
+    running.check_rows(config, rows)
     targets = soft.targets(config, rows)
-    precision = _resolve(config.precision)
+    precision = running.resolve(config.precision)
     plan = {"stage": "train dpo", "config": config.shaping() | {"precision": precision},
             "weights": weights_version(config.model), "data": data_version(rows, config.soft_labels),
             "pairs": len(rows)}  # fmt: skip
@@ -199,7 +193,7 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
         trainer = ExactDPOTrainer(
             config, rows, precision, targets.p if targets else None,
             model=loaded.model, args=_arguments(config, precision, output),
-            processing_class=tokenizer.hf, callbacks=[metrics, checkpoints, *_bar()],
+            processing_class=tokenizer.hf, callbacks=[metrics, checkpoints, *running.bar()],
             peft_config=models.lora(config.lora_r, config.lora_alpha, config.lora_targets)
             if config.lora_r else None,
         )  # fmt: skip
@@ -225,61 +219,14 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
         return summary
 
 
-def _check_names(config: DpoConfig) -> None:
-    """Refuses what transformers would only find out late."""
-    optimisers = [o.value for o in OptimizerNames]
-    if config.optim not in optimisers:
-        raise InputError(f"unknown optimiser {config.optim}", where="--optim",
-                         hint=f"Known: {', '.join(optimisers)}")  # fmt: skip
-    trackers = get_available_reporting_integrations()
-    for name in config.report_to:
-        if name not in trackers:
-            raise InputError(f"unknown tracker {name}, or not installed", where="--report-to",
-                             hint=f"Installed here: {', '.join(trackers) or 'none'}")  # fmt: skip
-
-
-def _check_rows(config: DpoConfig, rows: Sequence[PairRow]) -> None:
-    """Refuses what would be truncated or divide by zero."""
-    if not rows:
-        raise InputError("there are no pairs to train on", where="--data")
-    context = models.context_of(config.model, config.trust_remote_code)
-    for row in rows:
-        if context is not None and row.length > context:
-            raise InputError(f"{row.length} tokens, the model's context is {context}",
-                             where=row.where or f"pair {row.pair_id}")  # fmt: skip
-        if not (row.prompt_ids and row.chosen_ids and row.rejected_ids):
-            raise InputError("empty prompt or completion", where=row.where or f"pair {row.pair_id}")
-
-
 def _arguments(config: DpoConfig, precision: str, output: Output) -> TrlConfig:
     return TrlConfig(
-        output_dir=str(output.checkpoints),
-        learning_rate=config.learning_rate,
+        **running.arguments(config, precision, output),
         beta=config.beta,
         loss_type=list(config.loss),
         loss_weights=list(config.loss.values()),
         label_smoothing=config.label_smoothing,
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.micro_batch_size,
-        gradient_accumulation_steps=config.batch_size // config.micro_batch_size,
-        warmup_steps=config.warmup,
-        lr_scheduler_type=SCHEDULES[config.scheduler],
-        weight_decay=config.weight_decay,
-        optim=config.optim,
-        max_grad_norm=config.max_grad_norm,
-        seed=config.seed,
-        bf16=precision == "bf16",
-        use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=config.gradient_checkpointing,
-        max_length=None,
-        disable_dropout=True,
         precompute_ref_log_probs=True,
-        logging_steps=config.log_steps,
-        logging_nan_inf_filter=False,
-        save_strategy="no",  # the Checkpoints callback decides
-        report_to=list(config.report_to) or "none",
-        disable_tqdm=True,  # its own bar prints to standard output
-        dataloader_pin_memory=torch.cuda.is_available(),
     )
 
 
@@ -322,23 +269,3 @@ def _closing(last: dict[str, Any]) -> dict[str, Any]:
     """Of the last log step, what a person wants to read."""
     shown = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
     return {key: last[key] for key in shown if key in last}
-
-
-def _bar() -> list[Any]:
-    return [Bar()] if sys.stderr.isatty() else []
-
-
-def _resolve(precision: str) -> str:
-    if precision != "auto":
-        return precision
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
-
-
-def _quiet() -> None:
-    """Keeps the libraries' notices off the terminal; errors are raised, not logged."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
-    logging.getLogger("trl").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(trl|transformers|torch|accelerate|peft)(\.|$)")

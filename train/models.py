@@ -15,7 +15,7 @@ import transformers
 from gavel.errors import InputError
 from gavel.tokenizer import HfTokenizer
 from gavel.weights import weights_version
-from train.config import DpoConfig
+from train.config import TrainConfig
 from train.data import Encoder
 
 #: Files beside the weights that make a directory whole. They are copied as they are, so that the
@@ -45,7 +45,7 @@ def context_of(path: str, trust_remote_code: bool = False) -> int | None:
     return int(limit) if limit else None
 
 
-def encoder_of(config: DpoConfig) -> Encoder:
+def encoder_of(config: TrainConfig) -> Encoder:
     """How the model that training starts from reads pairs.
 
     Raises InputError for a model, tokenizer or chat template that cannot be used.
@@ -77,6 +77,63 @@ def load(path: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Load
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(path, error) from None
     return Loaded(model, original, copy.deepcopy(model.generation_config))
+
+
+def load_reward(
+    path: str, tokenizer: HfTokenizer, dtype: torch.dtype, trust_remote_code: bool = False, seed: int = 0
+) -> Loaded:
+    """Loads a model with one score per sequence, all dropout off: a reward model, or a causal language
+    model that gets a head, its weights drawn with standard deviation 1/√(d + 1) (Stiennon et al. 2020,
+    arXiv 2009.01325). It gets a pad token of its own, see `own_pad`; `tokenizer` has it afterwards.
+
+    Raises InputError when it cannot be loaded, or scores several labels.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        if "ForSequenceClassification" in str(config.architectures) and config.num_labels != 1:
+            raise InputError(
+                f"it scores {config.num_labels} labels, a reward model one", where=f"--model {path}"
+            )
+        config.num_labels = 1
+        original = copy.deepcopy(config)
+        _no_dropout(config)
+        model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+            path, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable(path, error) from None
+    pad = own_pad(tokenizer)
+    if pad >= model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(pad + 1)
+        original.get_text_config().vocab_size = pad + 1
+    model.config.get_text_config().pad_token_id = original.get_text_config().pad_token_id = pad
+    if any("score" in name for name in info["missing_keys"]):
+        generator = torch.Generator().manual_seed(seed)
+        width = model.score.weight.shape[1]
+        with torch.no_grad():
+            drawn = torch.randn(model.score.weight.shape, generator=generator) / (width + 1) ** 0.5
+            model.score.weight.copy_(drawn)
+    return Loaded(model, original, None)
+
+
+def own_pad(tokenizer: HfTokenizer) -> int:
+    """A token that no sequence ends with, made the tokenizer's pad token: its own pad token unless that ends
+    sequences, else a special token kept in reserve, else a new one.
+
+    transformers scores a sequence at its last token that is no pad token, vLLM at its last token: with
+    pad = EOS the two differ.
+    """
+    hf = tokenizer.hf
+    ends = {tokenizer.eos_id, hf.eos_token_id, hf.bos_token_id}
+    if hf.pad_token_id is not None and hf.pad_token_id not in ends:
+        return int(hf.pad_token_id)
+    for token_id, token in sorted(hf.added_tokens_decoder.items()):
+        named = any(word in token.content.lower() for word in ("pad", "reserved", "unused", "extra_id"))
+        if token.special and named and token_id not in ends:
+            hf.pad_token = token.content
+            return int(token_id)
+    hf.add_special_tokens({"pad_token": "<|pad|>"})
+    return int(hf.pad_token_id)
 
 
 def _no_dropout(config: Any) -> None:
@@ -127,8 +184,9 @@ def check_targets(model: Any, targets: Sequence[str]) -> None:
                              hint=f"Its linear layers: {', '.join(sorted(linear))}.")  # fmt: skip
 
 
-def lora(rank: int, alpha: float | None, targets: Sequence[str]) -> Any:
-    """The peft configuration of an adapter; alpha is 2 · rank where it is None."""
+def lora(rank: int, alpha: float | None, targets: Sequence[str], task: str = "CAUSAL_LM") -> Any:
+    """The peft configuration of an adapter; alpha is 2 · rank where it is None. task: as peft names it; with
+    "SEQ_CLS" the head is trained whole."""
     import peft
 
     return peft.LoraConfig(
@@ -136,5 +194,5 @@ def lora(rank: int, alpha: float | None, targets: Sequence[str]) -> Any:
         lora_alpha=alpha if alpha is not None else 2 * rank,
         target_modules=list(targets) or "all-linear",
         lora_dropout=0.0,
-        task_type="CAUSAL_LM",
+        task_type=task,
     )

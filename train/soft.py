@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from gavel.errors import InputError
-from train.config import DpoConfig
+from train.config import DpoConfig, RewardConfig
 from train.data import PairRow
 
 #: Of the examples and batches, beside TRL's own columns.
@@ -43,7 +43,7 @@ class Targets:
                 "mean_p_chosen": math.fsum(self.p) / len(self.p)}  # fmt: skip
 
 
-def targets(config: DpoConfig, rows: Sequence[PairRow]) -> Targets | None:
+def targets(config: DpoConfig | RewardConfig, rows: Sequence[PairRow]) -> Targets | None:
     """The target of every row, None where the labels are taken as certain.
 
     Raises InputError for a row without a probability, unless there is label smoothing, and for one whose

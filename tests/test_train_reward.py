@@ -1,0 +1,382 @@
+"""Reward models: what is optimised, what held-out pairs say, and that vLLM and transformers agree."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Engines, Tiny
+from test_train_dpo import EOS, planted, same_weights, steps_of, tiny_model
+
+from gavel.errors import InputError
+from train.config import RewardConfig
+
+
+def rows_of(*pairs: tuple[int, int]) -> list[Any]:
+    """Pairs of prompt number and length of chosen; rejected is two tokens long."""
+    from train.data import PairRow
+
+    return [
+        PairRow(prompt_ids=[prompt], chosen_ids=[10] * length, rejected_ids=[11] * 2, pair_id=str(i))
+        for i, (prompt, length) in enumerate(pairs)
+    ]
+
+
+# settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"held_out": 1.0}, "--held-out"), ({"held_out": -0.1}, "--held-out"), ({"center": -1}, "--center"),
+        ({"label_smoothing": 0.5}, "--label-smoothing"), ({"margin_scale": -1.0}, "--margin-scale"),
+        ({"margin_scale": 1.0, "soft_labels": True}, "--margin-scale"), ({"epochs": 0}, "--epochs"),
+        ({"margin_scale": 1.0, "label_smoothing": 0.1}, "--margin-scale"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_used_are_refused(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(InputError) as caught:
+        RewardConfig(model="m", **changes)
+    assert named in str(caught.value)
+
+
+# held-out pairs
+
+
+def test_all_pairs_of_a_prompt_are_on_one_side() -> None:
+    from train.reward import split
+
+    rows = rows_of(*[(prompt, 3) for prompt in range(100, 150) for _ in range(4)])
+    kept, aside = split(rows, 0.1, seed=0)
+    assert len(kept) == 180 and len(aside) == 20
+    assert not {tuple(r.prompt_ids) for r in kept} & {tuple(r.prompt_ids) for r in aside}
+    assert split(list(reversed(rows)), 0.1, seed=0)[1] == list(reversed(aside)), "whatever the order"
+    assert split(rows, 0.1, seed=1)[1] != aside
+    assert split(rows, 0.0, seed=0) == (rows, [])
+    assert len(split(rows_of((1, 2), (2, 2)), 0.01, seed=0)[1]) == 1, "at least one prompt"
+    with pytest.raises(InputError, match="too few"):
+        split(rows_of((1, 2), (1, 3)), 0.5, seed=0)
+
+
+def test_the_report_is_the_hand_worked_one() -> None:
+    from train.reward_report import report
+
+    rows = rows_of((1, 5), (2, 4), (3, 2), (4, 1))  # longer by 3, 2, 0, -1
+    found = report(rows, np.array([2.0, 1.0, 0.0, -1.0]), np.array([0.0, 0.0, 0.0, 1.0]))
+    assert found["n"] == 4
+    assert found["accuracy"] == 2.5 / 4  # right, right, half, wrong
+    assert found["accuracy_standard_error"] == pytest.approx(np.std([1, 1, 0.5, 0], ddof=1) / 2)
+    losses = [math.log1p(math.exp(-z)) for z in (2, 1, 0, -2)]
+    assert found["log_loss"] == pytest.approx(sum(losses) / 4)
+    assert found["margin"] == pytest.approx(0.25)
+    assert found["longer_wins"] == (1 + 1 + 0.5 + 0) / 4
+    assert found["length_correlation"] == pytest.approx(1.0)
+    # confidence 0.881 twice, of which one is right; 0.731, right; 0.5, half right
+    assert [(b["n"], b["accuracy"]) for b in found["calibration"]] == [(1, 0.5), (1, 1.0), (2, 0.5)]
+    sure = [1 / (1 + math.exp(-z)) for z in (2, 1)]
+    assert found["calibration_error"] == pytest.approx((2 * (sure[0] - 0.5) + (1 - sure[1]) + 0) / 4)
+
+
+def test_nothing_correlates_with_what_never_varies() -> None:
+    from train.reward_report import rank_correlation, report
+
+    assert rank_correlation(np.ones(3), np.arange(3.0)) is None
+    alone = report(rows_of((1, 2)), np.array([1.0]), np.array([0.0]))
+    assert (alone["length_correlation"], alone["accuracy_standard_error"]) == (None, None)
+
+
+def test_calibration_of_a_model_that_knows_how_sure_it_is() -> None:
+    """Labels drawn by the model's own probabilities: the error is that of chance alone."""
+    from train.reward_report import calibration
+
+    draw = np.random.default_rng(0)
+    difference = draw.normal(0, 2, 200_000)
+    flipped = draw.random(len(difference)) > 1 / (1 + np.exp(-difference))
+    bins = calibration(np.where(flipped, -difference, difference))
+    assert sum(b.n for b in bins) == len(difference)
+    assert all(abs(b.confidence - b.accuracy) < 0.02 for b in bins)
+
+
+# a pad token of its own
+
+
+@pytest.mark.parametrize(
+    ("specials", "pad", "expected"),
+    [
+        (["</s>", "<|pad|>"], "<|pad|>", "<|pad|>"),
+        (["</s>", "<|reserved_0|>"], "</s>", "<|reserved_0|>"),  # pad = eos
+        (["</s>", "<|user|>"], "</s>", "<|pad|>"),  # none to spare: a new one
+        (["</s>", "<|user|>"], None, "<|pad|>"),
+    ],
+)
+def test_the_pad_token_never_ends_a_sequence(specials: list[str], pad: str | None, expected: str) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    from gavel.tokenizer import HfTokenizer
+    from train.models import own_pad
+
+    backend = Tokenizer(models.WordLevel({"w": 0}, unk_token="w"))
+    backend.add_special_tokens(specials)
+    made = HfTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token=pad))
+    assert made.hf.decode([own_pad(made)]) == expected == made.hf.pad_token
+
+
+# training
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.node.get_closest_marker("engine") is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def settings(model: str, **changes: Any) -> RewardConfig:
+    base = {"model": model, "learning_rate": 1e-3, "batch_size": 8, "log_steps": 1, "scheduler": "constant",
+            "precision": "fp32", "held_out": 0.0}  # fmt: skip
+    return RewardConfig(**(base | changes))
+
+
+def labelled(count: int, seed: int = 0) -> list[Any]:
+    """Planted pairs with a margin and a probability."""
+    return [
+        replace(row, margin=0.2 * (i % 5), p_chosen=0.5 + 0.1 * (i % 5))
+        for i, row in enumerate(planted(count, seed))
+    ]
+
+
+def rewards_of(folder: str | Path, rows: list[Any]) -> list[tuple[float, float]]:
+    """Rewards (chosen, rejected), one sequence at a time: no padding, no TRL."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    net = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    found = []
+    for row in rows:
+        with torch.no_grad():
+            one, other = (
+                net(torch.tensor([[*row.prompt_ids, *ids]])).logits.item()
+                for ids in (row.chosen_ids, row.rejected_ids)
+            )
+        found.append((one, other))
+    return found
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("changes", "loss_of"),
+    [
+        ({}, lambda u, row: math.log1p(math.exp(-u))),
+        ({"margin_scale": 0.7}, lambda u, row: math.log1p(math.exp(-(u - 0.7 * row.margin)))),
+        ({"soft_labels": True},
+         lambda u, row: row.p_chosen * math.log1p(math.exp(-u))
+         + (1 - row.p_chosen) * math.log1p(math.exp(u))),
+        ({"label_smoothing": 0.2},
+         lambda u, row: 0.8 * math.log1p(math.exp(-u)) + 0.2 * math.log1p(math.exp(u))),
+    ],
+)  # fmt: skip
+def test_the_loss_is_the_hand_worked_number(
+    model: str, tmp_path: Path, changes: dict[str, Any], loss_of: Any
+) -> None:
+    """The first step's loss from rewards computed here, with the centring term, in two micro-batches."""
+    from train.reward import train_reward
+
+    rows = labelled(5)
+    first = settings(model, batch_size=5, micro_batch=5, learning_rate=1e-12)
+    train_reward(first, rows, tmp_path / "start")  # the head as it is drawn
+    rewards = rewards_of(tmp_path / "start", rows)
+    config = settings(model, batch_size=10, micro_batch=2, center=0.3, **changes)
+    train_reward(config, rows, tmp_path / "out")
+    expected = [loss_of(c - r, row) + 0.3 * (c + r) ** 2 for (c, r), row in zip(rewards, rows, strict=True)]
+    (step,) = steps_of(tmp_path / "out")
+    assert step["loss"] == pytest.approx(sum(expected) / 5, rel=1e-4)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("changes", [{"soft_labels": True, "center": 0.01}, {"margin_scale": 1.0}])
+def test_micro_batches_change_nothing(model: str, tmp_path: Path, changes: dict[str, Any]) -> None:
+    from train.reward import train_reward
+
+    rows = labelled(29)  # the last step has five pairs
+    for micro in (8, 1, 4):
+        train_reward(settings(model, micro_batch=micro, epochs=2, **changes), rows, tmp_path / str(micro))
+    whole = steps_of(tmp_path / "8")
+    for micro in (1, 4):
+        parts = steps_of(tmp_path / str(micro))
+        assert [s["loss"] for s in parts] == pytest.approx([s["loss"] for s in whole], rel=1e-5)
+        assert [s["grad_norm"] for s in parts] == pytest.approx([s["grad_norm"] for s in whole], rel=1e-4)
+        assert same_weights(tmp_path / "8", tmp_path / str(micro), atol=1e-5)
+
+
+@pytest.mark.engine
+def test_a_planted_preference_is_learned_and_measured(model: str, tmp_path: Path) -> None:
+    from train.reward import train_reward
+
+    rows = planted(160)
+    summary = train_reward(
+        settings(model, epochs=3, learning_rate=3e-3, held_out=0.2), rows, tmp_path / "out"
+    )
+    assert summary["pairs"] + summary["held_out"]["n"] == 160 and summary["held_out"]["n"] >= 31  # by prompt
+    assert summary["held_out"]["accuracy"] > 0.95
+    fresh = rewards_of(tmp_path / "out", planted(40, seed=5))
+    assert sum(c > r for c, r in fresh) >= 38
+    kept = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert kept["reward_mean"] == pytest.approx(summary["reward_mean"])
+    assert kept["architectures"] == ["LlamaForSequenceClassification"]
+    assert kept["attention_dropout"] == 0.1, "as it came"
+
+
+@pytest.mark.engine
+def test_shuffled_labels_teach_nothing(model: str, tmp_path: Path) -> None:
+    from train.reward import train_reward
+
+    rows = [
+        replace(row, chosen_ids=row.rejected_ids, rejected_ids=row.chosen_ids) if i % 2 else row
+        for i, row in enumerate(planted(160))
+    ]
+    summary = train_reward(
+        settings(model, epochs=3, learning_rate=3e-3, held_out=0.2), rows, tmp_path / "out"
+    )
+    assert 0.2 < summary["held_out"]["accuracy"] < 0.8
+
+
+@pytest.mark.engine
+def test_stopped_and_run_again_it_ends_the_same(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train.callbacks import Metrics
+    from train.reward import train_reward
+
+    config, rows = settings(model, save_steps=2), labelled(64)
+    train_reward(config, rows, tmp_path / "whole")
+    original = Metrics.on_log
+
+    def dies(self: Any, args: Any, state: Any, *rest: Any, **more: Any) -> None:
+        original(self, args, state, *rest, **more)
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Metrics, "on_log", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train_reward(config, rows, tmp_path / "out")
+    assert not (tmp_path / "out" / "config.json").exists()
+    summary = train_reward(config, rows, tmp_path / "out")
+    assert summary["steps"] == 8
+    assert same_weights(tmp_path / "whole", tmp_path / "out")
+    assert train_reward(config, rows, tmp_path / "out") == summary, "finished: nothing to do"
+    with pytest.raises(InputError, match="learning_rate"):
+        train_reward(replace(config, learning_rate=1e-2), rows, tmp_path / "out")
+
+
+@pytest.mark.engine
+def test_lora_is_saved_merged(model: str, tmp_path: Path) -> None:
+    from train.reward import train_reward
+
+    rows = planted(64)
+    train_reward(settings(model, lora_r=8, learning_rate=2e-2, epochs=8), rows, tmp_path / "out")
+    assert (tmp_path / "out" / "adapter" / "adapter_config.json").exists()
+    fresh = rewards_of(tmp_path / "out", planted(40, seed=5))
+    assert sum(c > r for c, r in fresh) >= 36
+
+
+@pytest.mark.engine
+def test_a_pair_without_a_margin_is_an_error(model: str, tmp_path: Path) -> None:
+    from train.reward import train_reward
+
+    rows = [*labelled(7), replace(planted(1)[0], where="pairs.jsonl:8")]
+    with pytest.raises(InputError) as caught:
+        train_reward(settings(model, margin_scale=1.0), rows, tmp_path / "out")
+    assert "1 of 8 pairs have no margin" in str(caught.value) and "pairs.jsonl:8" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.engine
+def test_vllm_and_transformers_agree_on_what_was_trained(
+    tiny: Tiny, engines: Engines, tmp_path: Path
+) -> None:
+    """Sequences of uneven length, one cut off; transformers alone and in a padded batch."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from gavel.protocols import Rewarded, RewardRequest
+    from gavel.tokenizer import HfTokenizer
+    from train.data import PairRow
+    from train.reward import train_reward
+
+    tokenizer = HfTokenizer.load(tiny.lm)
+
+    def ids(text: str, *, ended: bool = True) -> list[int]:
+        return [*tokenizer.text_ids(text), *([tokenizer.eos_id] if ended else [])]
+
+    prompt = [3, *tokenizer.text_ids("what is the capital of france?"), 2]
+    rows = [
+        PairRow(prompt_ids=prompt, chosen_ids=ids(f"paris {i}" * (i + 1), ended=i != 2),
+                rejected_ids=ids(f"the dog {i}"), pair_id=str(i))
+        for i in range(6)
+    ]  # fmt: skip
+    train_reward(settings(tiny.lm, epochs=5, batch_size=2), rows, tmp_path / "out")
+    alone = [reward for pair in rewards_of(tmp_path / "out", rows) for reward in pair]
+    asked = [[*row.prompt_ids, *done] for row in rows for done in (row.chosen_ids, row.rejected_ids)]
+    net = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    padded = AutoTokenizer.from_pretrained(tmp_path / "out").pad({"input_ids": asked}, return_tensors="pt")
+    with torch.no_grad():
+        batch = net(**{k: padded[k] for k in ("input_ids", "attention_mask")}).logits[:, 0].tolist()
+    assert batch == pytest.approx(alone, abs=1e-4)
+
+    engine = engines["vllm/reward"]
+    try:
+        engine.load_weights(str(tmp_path / "out"))
+        replies = list(engine.reward([RewardRequest(key=str(i), token_ids=x) for i, x in enumerate(asked)]))
+    finally:
+        engine.load_weights(tiny.reward)
+    served = {r.key: r.reward for r in replies if isinstance(r, Rewarded)}
+    assert [served[str(i)] for i in range(len(asked))] == pytest.approx(alone, abs=1e-3)
+    assert max(alone) - min(alone) > 0.1
+
+
+@pytest.mark.engine
+def test_pad_equal_to_eos_still_scores_the_eos(tmp_path: Path) -> None:
+    """A tokenizer whose pad is its EOS and that has no token to spare: the embedding grows by one."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from train.reward import train_reward
+
+    folder = Path(tiny_model(tmp_path / "tiny"))
+    settings_file = folder / "tokenizer_config.json"
+    known = json.loads(settings_file.read_text()) | {"pad_token": "</s>"}
+    settings_file.write_text(json.dumps(known))
+    body = (folder / "tokenizer.json").read_text().replace("<pad>", "<was>")
+    (folder / "tokenizer.json").write_text(body)
+    rows = planted(16)
+    train_reward(settings(str(folder)), rows, tmp_path / "out")
+    pad = AutoTokenizer.from_pretrained(tmp_path / "out").pad_token_id
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert pad == config["pad_token_id"] != EOS
+    alone = rewards_of(tmp_path / "out", rows[:2])
+    net = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    whole = [*rows[0].prompt_ids, *rows[0].chosen_ids]
+    assert whole[-1] == EOS
+    with torch.no_grad():
+        scored = net(torch.tensor([[*whole, pad, pad], [*whole[:-1], pad, pad, pad]])).logits[:, 0].tolist()
+    assert scored[0] == pytest.approx(alone[0][0], abs=1e-5)
+    assert abs(scored[1] - scored[0]) > 1e-3, "the EOS counts"
