@@ -266,11 +266,14 @@ def test_masked_positions_get_no_gradient(model: str, tmp_path: Path) -> None:
     rows = planted(4)
     config: DpoConfig = settings(model, batch_size=4)
     trainer = ExactDPOTrainer(
-        config, rows, "fp32", model=load(model, torch.float32).model,
+        config, rows, "fp32", load(model, torch.float32),
         args=_arguments(config, "fp32", Output(tmp_path)), processing_class=HfTokenizer.load(model).hf,
     )  # fmt: skip
     batch = trainer.data_collator(
-        [{**_example(r), "ref_chosen_logps": -3.0, "ref_rejected_logps": -3.0} for r in rows]
+        [
+            {**_example(r), "row": i, "ref_chosen_logps": -3.0, "ref_rejected_logps": -3.0}
+            for i, r in enumerate(rows)
+        ]
     )
     trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
 
@@ -404,7 +407,7 @@ def test_finished_is_not_redone_and_another_is_refused(model: str, tmp_path: Pat
     with pytest.raises(InputError, match=r"config.beta: was 0.1, now 0.2"):
         train_dpo(replace(config, beta=0.2), rows, out)
     with pytest.raises(InputError, match="data: was"):
-        train_dpo(config, rows[:-1], out)
+        train_dpo(config, [*rows, rows[0]], out)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"other files \(notes.txt\)"):

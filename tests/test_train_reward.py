@@ -199,15 +199,15 @@ def test_the_loss_is_the_hand_worked_number(
     """The first step's loss from rewards computed here, with the centring term, in two micro-batches."""
     from train.reward import train_reward
 
-    rows = labelled(5)
-    first = settings(model, batch_size=5, micro_batch=5, learning_rate=1e-12)
+    rows = labelled(6)
+    first = settings(model, batch_size=6, learning_rate=1e-12)
     train_reward(first, rows, tmp_path / "start")  # the head as it is drawn
     rewards = rewards_of(tmp_path / "start", rows)
-    config = settings(model, batch_size=10, micro_batch=2, center=0.3, **changes)
+    config = settings(model, batch_size=6, micro_batch=2, center=0.3, **changes)
     train_reward(config, rows, tmp_path / "out")
     expected = [loss_of(c - r, row) + 0.3 * (c + r) ** 2 for (c, r), row in zip(rewards, rows, strict=True)]
     (step,) = steps_of(tmp_path / "out")
-    assert step["loss"] == pytest.approx(sum(expected) / 5, rel=1e-4)
+    assert step["loss"] == pytest.approx(sum(expected) / 6, rel=1e-4)
 
 
 @pytest.mark.engine

@@ -415,11 +415,13 @@ def test_masked_positions_get_no_gradient(model: str, tmp_path: Path) -> None:
     rows = planted(4)
     config = settings(model, batch_size=4, soft_labels=True, loss={"sigmoid": 1.0})
     trainer = ExactDPOTrainer(
-        config, rows, "fp32", [0.7] * 4, model=load(model, torch.float32).model,
+        config, rows, "fp32", load(model, torch.float32), [0.7] * 4,
         args=_arguments(config, "fp32", Output(tmp_path)), processing_class=HfTokenizer.load(model).hf,
     )  # fmt: skip
     reference = {"ref_chosen_logps": -30.0, "ref_rejected_logps": -33.0}
-    batch = trainer.data_collator([{**_example(r), **reference, "p_chosen": 0.7} for r in rows])
+    batch = trainer.data_collator(
+        [{**_example(r), **reference, "p_chosen": 0.7, "row": i} for i, r in enumerate(rows)]
+    )
     trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
 
     def gradients(inputs: dict[str, Any]) -> list[Any]:

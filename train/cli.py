@@ -83,6 +83,8 @@ def _common(kind: type[TrainConfig], rows: str) -> Callable[[F], F]:
             setting("precision", "auto: bf16 on a GPU that has it, else fp32.",
                     type=click.Choice(PRECISIONS)),
             click.option("--gradient-checkpointing", is_flag=True, help="Less memory, about 25 % more time."),
+            click.option("--halve-micro-batch", is_flag=True,
+                         help="When memory runs out, go on with half the micro-batch."),
             setting("lora_r", "Rank of a LoRA adapter; 0 trains all weights.", type=int),
             setting("lora_alpha", "LoRA's alpha.  [default: twice the rank]", type=float),
             click.option("--lora-target", "lora_targets", multiple=True,

@@ -34,6 +34,7 @@ class TrainConfig:
     precision: "fp32", "bf16" (autocast over float32 weights; saved as bfloat16), or "auto": bf16 on a
         GPU that has it, fp32 elsewhere.
     gradient_checkpointing: less memory, about 25 % more time.
+    halve_micro_batch: when memory runs out, goes on from the last whole step with half the micro-batch.
     lora_r: rank of the adapter, 0 for full training. lora_targets: module names; () means every
         linear layer but the head.
     save_steps: optimiser steps between checkpoints; 0: one every five minutes.
@@ -55,6 +56,7 @@ class TrainConfig:
     seed: int = 0
     precision: str = "auto"
     gradient_checkpointing: bool = False
+    halve_micro_batch: bool = False
     lora_r: int = 0
     lora_alpha: float | None = None
     lora_targets: tuple[str, ...] = ()
@@ -87,8 +89,8 @@ class TrainConfig:
 
     def shaping(self) -> dict[str, Any]:
         """The settings that shape the trained weights: what a resumed run must have in common."""
-        aside = {"model", "micro_batch", "gradient_checkpointing", "save_steps", "log_steps", "report_to",
-                 "audit_rows", "trust_remote_code"}  # fmt: skip
+        aside = {"model", "micro_batch", "gradient_checkpointing", "halve_micro_batch", "save_steps",
+                 "log_steps", "report_to", "audit_rows", "trust_remote_code"}  # fmt: skip
         return {k: v for k, v in asdict(self).items() if k not in aside}
 
 

@@ -25,16 +25,13 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig as TrlConfig
 from trl import DPOTrainer
 
 from gavel.command import say
-from gavel.errors import CheckFailed
 from gavel.tokenizer import HfTokenizer
 from gavel.weights import weights_version
 from train import models, running, soft
-from train.callbacks import Checkpoints, Metrics, stopping
 from train.config import CONSERVATIVE, DpoConfig
 from train.data import PairRow, data_version
 from train.output import Output
@@ -43,7 +40,7 @@ from train.reference import Reference, reference_logps
 __all__ = ["DpoConfig", "ExactDPOTrainer", "train_dpo"]
 
 
-class ExactDPOTrainer(DPOTrainer):  # type: ignore[misc]
+class ExactDPOTrainer(running.ExactRows, DPOTrainer):  # type: ignore[misc]
     """DPOTrainer on rows whose ids are ready.
 
     Args:
@@ -53,31 +50,19 @@ class ExactDPOTrainer(DPOTrainer):  # type: ignore[misc]
         reference: the reference's log-probabilities, once the trainer is made.
     """
 
-    loss_is_scaled_for_ga = True  # compute_loss weighs each micro-batch by its share of the batch
-
-    def __init__(self, config: DpoConfig, rows: Sequence[PairRow], precision: str,
+    def __init__(self, config: DpoConfig, rows: Sequence[PairRow], precision: str, loaded: models.Loaded,
                  targets: Sequence[float] | None = None, **settings: Any) -> None:  # fmt: skip
-        self._config, self._rows, self._precision = config, rows, precision
+        self._config, self.rows, self._precision, self.loaded = config, rows, precision, loaded
         self.reference: Reference | None = None
-        super().__init__(train_dataset=_dataset(rows, targets), **settings)
-        self.data_collator: Any = soft.WithTargets(self.data_collator)
+        super().__init__(model=loaded.model, train_dataset=_dataset(rows, targets), **settings)
+        self.carry()
         self._weights = dict(config.loss)
         self._aux_coef: float = self.router_aux_loss_coef
         self._pairs = self._chosen_tokens = 1.0
-        # without it, Trainer neither rewrites the model's EOS and pad ids nor saves it in checkpoints
-        self.processing_class = None
-
-    def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
-        return dataset
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        if soft.COLUMN not in self._signature_columns:
-            self._signature_columns.append(soft.COLUMN)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         self.reference = reference_logps(
-            self._rows, self._pass, self._config.reference, self._precision, self._config.audit_rows
+            self.rows, self._pass, self._config.reference, self._precision, self._config.audit_rows
         )
         columns = {"ref_chosen_logps": self.reference.chosen, "ref_rejected_logps": self.reference.rejected}
         for column, values in columns.items():
@@ -113,17 +98,14 @@ class ExactDPOTrainer(DPOTrainer):  # type: ignore[misc]
         self.loss_weights = [self._weights[k] * share.get(k, pairs / self._pairs) for k in self.loss_types]
         self.router_aux_loss_coef: float = self._aux_coef * pairs / self._pairs
         given = dict(inputs)
-        p_chosen = given.pop(soft.COLUMN, None)
+        places, p_chosen = given.pop(running.ROW), given.pop(soft.COLUMN, None)
         if p_chosen is None:
             loss = super().compute_loss(model, given, *args, **kwargs)
         else:
             overheard = soft.Overheard(model)
             loss = super().compute_loss(overheard, given, *args, **kwargs)
             loss = loss + self._flip_terms(overheard, given, p_chosen)
-        if not torch.isfinite(loss).all():
-            raise CheckFailed(f"the loss is {loss.item()} at step {self.state.global_step + 1}",
-                              hint="Lower --learning-rate, or train with --precision fp32.")  # fmt: skip
-        return loss
+        return self.finite(loss, places)
 
     def _flip_terms(self, heard: soft.Overheard, batch: dict[str, Any], p_chosen: torch.Tensor) -> Any:
         """What the targets add to TRL's loss, weighted as its parts are."""
@@ -134,12 +116,6 @@ class ExactDPOTrainer(DPOTrainer):  # type: ignore[misc]
             if loss in CONSERVATIVE
         ]
         return torch.stack(terms).sum()
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL writes one into every checkpoint."""
-
-    def _send_telemetry(self) -> None:
-        """TRL reports each run to Hugging Face; gavel sends nothing anywhere."""
 
 
 def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> dict[str, Any]:
@@ -175,44 +151,29 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
 
         # 1. the model that training starts from, which is the reference as well
         tokenizer = HfTokenizer.load(config.model, trust_remote_code=config.trust_remote_code)
-        frozen_base = config.lora_r > 0 and precision == "bf16"
-        loaded = models.load(
-            config.model, torch.bfloat16 if frozen_base else torch.float32, config.trust_remote_code
-        )
-        models.check_targets(loaded.model, config.lora_targets)
+        dtype = torch.bfloat16 if config.lora_r and precision == "bf16" else torch.float32
 
-        # 2. where to go on from
-        checkpoint = output.newest_checkpoint()
-        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-        output.rewind_metrics(step)
-        if checkpoint:
-            say(f"resuming after step {step}")
+        def make(config: DpoConfig, callbacks: list[Any]) -> ExactDPOTrainer:
+            loaded = models.load(config.model, dtype, config.trust_remote_code)
+            models.check_targets(loaded.model, config.lora_targets)
+            return ExactDPOTrainer(
+                config, rows, precision, loaded, targets.p if targets else None,
+                args=_arguments(config, precision, output), processing_class=tokenizer.hf,
+                callbacks=callbacks, peft_config=models.lora(config),
+            )  # fmt: skip
 
-        # 3. the trainer; making it finds the reference's log-probabilities
-        metrics, checkpoints = Metrics(output), Checkpoints(output, config.save_steps)
-        trainer = ExactDPOTrainer(
-            config, rows, precision, targets.p if targets else None,
-            model=loaded.model, args=_arguments(config, precision, output),
-            processing_class=tokenizer.hf, callbacks=[metrics, checkpoints, *running.bar()],
-            peft_config=models.lora(config.lora_r, config.lora_alpha, config.lora_targets)
-            if config.lora_r else None,
-        )  # fmt: skip
-        trainer.remove_callback(PrinterCallback)
-        assert trainer.reference is not None
+        # 2. train; making the trainer finds the reference's log-probabilities
+        done = running.run(config, output, make)
+        trainer = done.trainer
 
-        # 4. train
-        begun = time.monotonic()
-        with stopping(checkpoints):
-            result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-        # 5. save the model whole, the marker last
+        # 3. save the model whole, the marker last
         trained = time.monotonic()
-        output.publish(lambda folder: _save(config, loaded, trainer, tokenizer.hf, precision, folder))
+        output.publish(lambda folder: _save(config, trainer, tokenizer.hf, precision, folder))
         summary = {
-            "model": str(out), "pairs": len(rows), "steps": result.global_step, "precision": precision,
-            "loss": result.training_loss, "metrics": _closing(metrics.last),
+            "model": str(out), "pairs": len(rows), "steps": done.result.global_step, "precision": precision,
+            "loss": done.result.training_loss, "metrics": _closing(done.metrics),
             "targets": targets.summary() if targets else None, **trainer.reference.summary(),
-            "seconds": {"start": round(begun - started, 2), "train": round(trained - begun, 2),
+            "seconds": {"start": round(done.begun - started, 2), "train": round(trained - done.begun, 2),
                         "save": round(time.monotonic() - trained, 2)},
         }  # fmt: skip
         output.finish(summary)
@@ -230,7 +191,7 @@ def _arguments(config: DpoConfig, precision: str, output: Output) -> TrlConfig:
     )
 
 
-def _save(config: DpoConfig, loaded: models.Loaded, trainer: Any, tokenizer: Any, precision: str,
+def _save(config: DpoConfig, trainer: Any, tokenizer: Any, precision: str,
           folder: Path) -> None:  # fmt: skip
     """The model at `folder`; with LoRA the adapter, or the merged model with the adapter beside it."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -241,15 +202,16 @@ def _save(config: DpoConfig, loaded: models.Loaded, trainer: Any, tokenizer: Any
             models.save_companions(config.model, tokenizer, folder)
             return
         model = model.merge_and_unload()
-    models.save(loaded, model, config.model, tokenizer, dtype, folder)
+    models.save(trainer.loaded, model, config.model, tokenizer, dtype, folder)
 
 
 def _dataset(rows: Sequence[PairRow], targets: Sequence[float] | None) -> datasets.Dataset:
-    columns = {
+    columns: dict[str, Any] = {
         "prompt_ids": [np.asarray(row.prompt_ids, dtype=np.int32) for row in rows],
         "chosen_ids": [np.asarray(row.chosen_ids, dtype=np.int32) for row in rows],
         "rejected_ids": [np.asarray(row.rejected_ids, dtype=np.int32) for row in rows],
     }
+    columns[running.ROW] = list(range(len(rows)))
     return datasets.Dataset.from_dict(columns | ({} if targets is None else {soft.COLUMN: list(targets)}))
 
 

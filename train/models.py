@@ -184,15 +184,17 @@ def check_targets(model: Any, targets: Sequence[str]) -> None:
                              hint=f"Its linear layers: {', '.join(sorted(linear))}.")  # fmt: skip
 
 
-def lora(rank: int, alpha: float | None, targets: Sequence[str], task: str = "CAUSAL_LM") -> Any:
-    """The peft configuration of an adapter; alpha is 2 · rank where it is None. task: as peft names it; with
-    "SEQ_CLS" the head is trained whole."""
+def lora(config: TrainConfig, task: str = "CAUSAL_LM") -> Any:
+    """The peft configuration of an adapter, None without one. task: as peft names it; with "SEQ_CLS" the head
+    is trained whole."""
+    if not config.lora_r:
+        return None
     import peft
 
     return peft.LoraConfig(
-        r=rank,
-        lora_alpha=alpha if alpha is not None else 2 * rank,
-        target_modules=list(targets) or "all-linear",
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha if config.lora_alpha is not None else 2 * config.lora_r,
+        target_modules=list(config.lora_targets) or "all-linear",
         lora_dropout=0.0,
         task_type=task,
     )

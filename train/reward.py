@@ -24,17 +24,15 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers.trainer_callback import PrinterCallback
 from trl import RewardConfig as TrlConfig
 from trl import RewardTrainer
 
 from gavel.command import say
-from gavel.errors import CheckFailed, InputError
+from gavel.errors import InputError
 from gavel.records import digest
 from gavel.tokenizer import HfTokenizer
 from gavel.weights import weights_version
 from train import models, running, soft
-from train.callbacks import Checkpoints, Metrics, stopping
 from train.config import RewardConfig
 from train.data import PairRow, data_version
 from train.output import Output
@@ -43,30 +41,19 @@ from train.reward_report import report
 Rewards = npt.NDArray[np.float64]
 
 
-class ExactRewardTrainer(RewardTrainer):  # type: ignore[misc]
+class ExactRewardTrainer(running.ExactRows, RewardTrainer):  # type: ignore[misc]
     """RewardTrainer on rows whose ids are ready.
 
     Args:
         targets: probability of each row that chosen is better, None where labels are certain.
     """
 
-    loss_is_scaled_for_ga = True  # compute_loss weighs each micro-batch by its share of the batch
-
-    def __init__(self, config: RewardConfig, rows: Sequence[PairRow],
+    def __init__(self, config: RewardConfig, rows: Sequence[PairRow], loaded: models.Loaded,
                  targets: Sequence[float] | None = None, **settings: Any) -> None:  # fmt: skip
-        super().__init__(train_dataset=_dataset(config, rows, targets), **settings)
-        self.data_collator: Any = soft.WithTargets(self.data_collator)
+        self.rows, self.loaded = rows, loaded
+        super().__init__(model=loaded.model, train_dataset=_dataset(config, rows, targets), **settings)
+        self.carry()
         self._pairs = 1.0
-        # without it, Trainer neither rewrites the model's EOS and pad ids nor saves it in checkpoints
-        self.processing_class = None
-
-    def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
-        return dataset
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        if soft.COLUMN not in self._signature_columns:
-            self._signature_columns.append(soft.COLUMN)
 
     def get_batch_samples(self, *args: Any) -> Any:
         """Counts what the mean over the whole batch is divided by."""
@@ -81,22 +68,12 @@ class ExactRewardTrainer(RewardTrainer):  # type: ignore[misc]
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """TRL's loss, whose mean over this micro-batch is weighed by its share of the batch."""
         given = dict(inputs)
-        p_chosen = given.pop(soft.COLUMN, None)
+        places, p_chosen = given.pop(running.ROW), given.pop(soft.COLUMN, None)
         loss, outputs = super().compute_loss(model, given, return_outputs=True)
         chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
         if p_chosen is not None:
             loss = loss + soft.flip_term(chosen - rejected, p_chosen).mean()
-        loss = loss * (len(chosen) / self._pairs)
-        if not torch.isfinite(loss).all():
-            raise CheckFailed(f"the loss is {loss.item()} at step {self.state.global_step + 1}",
-                              hint="Lower --learning-rate, or train with --precision fp32.")  # fmt: skip
-        return loss
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL writes one into every checkpoint."""
-
-    def _send_telemetry(self) -> None:
-        """TRL reports each run to Hugging Face; gavel sends nothing anywhere."""
+        return self.finite(loss * (len(chosen) / self._pairs), places)
 
 
 def train_reward(config: RewardConfig, rows: Sequence[PairRow], out: str | Path) -> dict[str, Any]:
@@ -116,9 +93,10 @@ def train_reward(config: RewardConfig, rows: Sequence[PairRow], out: str | Path)
     started = time.monotonic()
     running.quiet()
     running.check_names(config)
-    running.check_rows(config, rows)
     _check_margins(config, rows)
     kept, held_out = split(rows, config.held_out, config.seed)
+    running.check_rows(config, kept)
+    running.check_lengths(config, held_out)
     targets = soft.targets(config, kept)
     precision = running.resolve(config.precision)
     plan = {"stage": "train reward", "config": config.shaping() | {"precision": precision},
@@ -132,45 +110,33 @@ def train_reward(config: RewardConfig, rows: Sequence[PairRow], out: str | Path)
 
         # 1. the model that training starts from, with a head and a pad token of its own
         tokenizer = HfTokenizer.load(config.model, trust_remote_code=config.trust_remote_code)
-        frozen_base = config.lora_r > 0 and precision == "bf16"
-        dtype = torch.bfloat16 if frozen_base else torch.float32
-        loaded = models.load_reward(config.model, tokenizer, dtype, config.trust_remote_code, config.seed)
-        models.check_targets(loaded.model, config.lora_targets)
+        dtype = torch.bfloat16 if config.lora_r and precision == "bf16" else torch.float32
 
-        # 2. where to go on from
-        checkpoint = output.newest_checkpoint()
-        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-        output.rewind_metrics(step)
-        if checkpoint:
-            say(f"resuming after step {step}")
+        def make(config: RewardConfig, callbacks: list[Any]) -> ExactRewardTrainer:
+            loaded = models.load_reward(config.model, tokenizer, dtype, config.trust_remote_code, config.seed)
+            models.check_targets(loaded.model, config.lora_targets)
+            return ExactRewardTrainer(
+                config, kept, loaded, targets.p if targets else None,
+                args=_arguments(config, precision, output), processing_class=tokenizer.hf,
+                callbacks=callbacks, peft_config=models.lora(config, "SEQ_CLS"),
+            )  # fmt: skip
 
-        # 3. train
-        metrics, checkpoints = Metrics(output), Checkpoints(output, config.save_steps)
-        trainer = ExactRewardTrainer(
-            config, kept, targets.p if targets else None,
-            model=loaded.model, args=_arguments(config, precision, output),
-            processing_class=tokenizer.hf, callbacks=[metrics, checkpoints, *running.bar()],
-            peft_config=models.lora(config.lora_r, config.lora_alpha, config.lora_targets, "SEQ_CLS")
-            if config.lora_r else None,
-        )  # fmt: skip
-        trainer.remove_callback(PrinterCallback)
-        begun = time.monotonic()
-        with stopping(checkpoints):
-            result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        trained = time.monotonic()
+        # 2. train
+        done = running.run(config, output, make)
+        trainer, trained = done.trainer, time.monotonic()
 
-        # 4. where its rewards lie, and what they are worth on pairs that it has not seen
+        # 3. where its rewards lie, and what they are worth on pairs that it has not seen
         mean = float(np.mean([pair_rewards(trainer, kept)]))
         measured = report(held_out, *pair_rewards(trainer, held_out)) if held_out else None
 
-        # 5. save the model whole, the marker last
-        loaded.config.reward_mean = mean
-        output.publish(lambda folder: _save(config, loaded, trainer, tokenizer.hf, precision, folder))
+        # 4. save the model whole, the marker last
+        trainer.loaded.config.reward_mean = mean
+        output.publish(lambda folder: _save(config, trainer, tokenizer.hf, precision, folder))
         summary = {
-            "model": str(out), "pairs": len(kept), "steps": result.global_step, "precision": precision,
-            "loss": result.training_loss, "metrics": _closing(metrics.last), "reward_mean": mean,
+            "model": str(out), "pairs": len(kept), "steps": done.result.global_step, "precision": precision,
+            "loss": done.result.training_loss, "metrics": _closing(done.metrics), "reward_mean": mean,
             "targets": targets.summary() if targets else None, "held_out": measured,
-            "seconds": {"start": round(begun - started, 2), "train": round(trained - begun, 2),
+            "seconds": {"start": round(done.begun - started, 2), "train": round(trained - done.begun, 2),
                         "measure and save": round(time.monotonic() - trained, 2)},
         }  # fmt: skip
         output.finish(summary)
@@ -230,7 +196,7 @@ def _arguments(config: RewardConfig, precision: str, output: Output) -> TrlConfi
     )
 
 
-def _save(config: RewardConfig, loaded: models.Loaded, trainer: Any, tokenizer: Any, precision: str,
+def _save(config: RewardConfig, trainer: Any, tokenizer: Any, precision: str,
           folder: Path) -> None:  # fmt: skip
     """The whole model at `folder`, with LoRA merged and the adapter beside it: vLLM serves no adapters of
     reward models."""
@@ -239,14 +205,14 @@ def _save(config: RewardConfig, loaded: models.Loaded, trainer: Any, tokenizer: 
     if config.lora_r:
         model.save_pretrained(folder / "adapter")
         model = model.merge_and_unload()
-    models.save(loaded, model, config.model, tokenizer, dtype, folder)
+    models.save(trainer.loaded, model, config.model, tokenizer, dtype, folder)
     tokenizer.save_pretrained(folder)  # with the pad token
 
 
 def _dataset(
     config: RewardConfig, rows: Sequence[PairRow], targets: Sequence[float] | None
 ) -> datasets.Dataset:
-    columns: dict[str, Any] = {name: [] for name in _example(rows[0])}
+    columns: dict[str, Any] = {name: [] for name in _example(rows[0])} | {running.ROW: list(range(len(rows)))}
     for row in rows:
         for name, ids in _example(row).items():
             columns[name].append(np.asarray(ids, dtype=np.int32))

@@ -2,24 +2,210 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
+import math
 import sys
+import time
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import datasets
 import torch
 import transformers
 from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_callback import PrinterCallback
 from transformers.training_args import OptimizerNames
 
-from gavel.errors import InputError
+from gavel.command import say
+from gavel.errors import CheckFailed, InputError
 from train import models
-from train.callbacks import Bar
+from train.callbacks import Bar, Checkpoints, Metrics, stopping
 from train.config import SCHEDULES, TrainConfig
 from train.data import PairRow
 from train.output import Output
+
+C = TypeVar("C", bound=TrainConfig)
+
+ROW = "row"  # column: a row's place in the data
+#: Columns of a data set that TRL's collators would drop, and their types in a batch.
+CARRIED = {ROW: torch.int64, "p_chosen": torch.float32}
+_NAMED = 8  # rows that an error names
+
+
+@dataclass(frozen=True)
+class Carrying:
+    """A collator that lets more columns through. collate: TRL's own."""
+
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collate(examples)
+        for name, kind in CARRIED.items():
+            if name in examples[0]:
+                batch[name] = torch.tensor([example[name] for example in examples], dtype=kind)
+        return batch
+
+
+class NotANumber(CheckFailed):
+    """A loss or gradient that is not finite; the weights are still those of the step before."""
+
+
+class ExactRows:
+    """Beside a TRL trainer: rows whose ids are ready, told apart, and no step that ruins the weights.
+
+    Attributes:
+        rows: what is trained on, by the column ROW of the data set. loaded: the model as it came.
+        stepping: whether the optimiser may be at work on the weights.
+    """
+
+    loss_is_scaled_for_ga = True  # compute_loss weighs each micro-batch by its share of the batch
+    rows: Sequence[PairRow]
+    loaded: models.Loaded
+    stepping = False
+    _places: list[int]  # of the batch under way
+
+    def carry(self: Any) -> None:
+        """To be called once the trainer is made."""
+        self.data_collator = Carrying(self.data_collator)
+        # without it, Trainer neither rewrites the model's EOS and pad ids nor saves it in checkpoints
+        self.processing_class = None
+
+    def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
+        return dataset
+
+    def _set_signature_columns_if_needed(self: Any) -> None:
+        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        self._signature_columns += [name for name in CARRIED if name not in self._signature_columns]
+
+    def get_batch_samples(self: Any, *args: Any) -> Any:
+        batches, items = super().get_batch_samples(*args)  # type: ignore[misc]
+        self.stepping = False
+        self._places = [place for batch in batches for place in batch[ROW].tolist()]
+        return batches, items
+
+    def finite(self: Any, loss: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """The loss of a micro-batch. Raises NotANumber, naming its rows."""
+        if not torch.isfinite(loss).all():
+            raise self._not_a_number(f"the loss is {loss.item()}", places.tolist())
+        return loss
+
+    def _get_grad_norm(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Trainer asks for it right before the optimiser's step."""
+        norm = super()._get_grad_norm(*args, **kwargs)  # type: ignore[misc]
+        if not math.isfinite(norm):
+            raise self._not_a_number(f"the gradient's norm is {float(norm)}", self._places)
+        self.stepping = True
+        return norm
+
+    def _not_a_number(self: Any, what: str, places: Sequence[int]) -> NotANumber:
+        rows = [self.rows[place] for place in places]
+        named = [f"{row.pair_id} ({row.where})" if row.where else row.pair_id for row in rows[:_NAMED]]
+        more = f" and {len(rows) - _NAMED:,} more" if len(rows) > _NAMED else ""
+        return NotANumber(
+            f"{what} at step {self.state.global_step + 1}, in pairs {', '.join(named)}{more}",
+            hint="Lower --learning-rate, or train with --precision fp32.",
+        )
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL writes one into every checkpoint."""
+
+    def _send_telemetry(self) -> None:
+        """TRL reports each run to Hugging Face; gavel sends nothing anywhere."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A training that came to its end. metrics: of the last log step. begun: when training itself began."""
+
+    trainer: Any
+    result: Any
+    metrics: dict[str, Any]
+    begun: float
+
+
+def run(config: C, output: Output, make: Callable[[C, list[Any]], Any]) -> Done:
+    """Trains from the newest whole checkpoint to the end.
+
+    Args:
+        make: makes the trainer, an `ExactRows`, for a configuration and callbacks.
+
+    Raises:
+        NotANumber: the weights of the step before are kept in a checkpoint.
+        InputError: out of memory, and no smaller micro-batch may be tried.
+    """
+    while True:
+        checkpoint = output.newest_checkpoint()
+        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        output.rewind_metrics(step)
+        if checkpoint:
+            say(f"resuming after step {step}")
+        metrics, checkpoints = Metrics(output), Checkpoints(output, config.save_steps)
+        trainer: Any = None
+        try:
+            trainer = make(config, [metrics, checkpoints, *bar()])
+            trainer.remove_callback(PrinterCallback)
+            begun = time.monotonic()
+            with stopping(checkpoints):
+                result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            return Done(trainer, result, metrics.last, begun)
+        except NotANumber as error:
+            error.hint = f"{error.hint or ''} {_kept(trainer, output)}".strip()
+            raise
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            smaller = _smaller(config)
+            kept = _kept(trainer, output)
+            if smaller is None or not config.halve_micro_batch:
+                raise InputError("out of memory while training",
+                                 where=f"--micro-batch {config.micro_batch_size}",
+                                 hint=f"{_less_memory(config, smaller)} {kept}") from None  # fmt: skip
+        say(f"out of memory with a micro-batch of {config.micro_batch_size}: going on with {smaller}")
+        config = replace(config, micro_batch=smaller)
+        del trainer
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, on a GPU or a CPU."""
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in said for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
+def _smaller(config: TrainConfig) -> int | None:
+    """The next smaller divisor of the batch that is at most half; None for a micro-batch of one."""
+    half = config.micro_batch_size // 2
+    return next((n for n in range(half, 0, -1) if config.batch_size % n == 0), None)
+
+
+def _less_memory(config: TrainConfig, smaller: int | None) -> str:
+    ways = []
+    if smaller is not None:
+        ways.append(
+            f"--micro-batch {smaller} (the batch stays {config.batch_size}; --halve-micro-batch does it)"
+        )
+    if not config.gradient_checkpointing:
+        ways.append("--gradient-checkpointing")
+    return f"Try {', or '.join([*ways, '--max-length to leave out the longest rows', '--lora-r 16'])}."
+
+
+def _kept(trainer: Any, output: Output) -> str:
+    """Saves the weights of the last whole step, unless the optimiser was at work on them, and says what
+    there is."""
+    if trainer is not None and trainer.state.global_step > 0 and not trainer.stepping:
+        with contextlib.suppress(RuntimeError, OSError):  # no memory, no disk: what was saved before remains
+            trainer._save_checkpoint(trainer.model, None)
+            output.mark_whole(trainer.state.global_step)
+    newest = output.newest_checkpoint()
+    return f"The state of step {newest.name.rpartition('-')[2]} is in {newest}." if newest else ""
 
 
 def check_names(config: TrainConfig) -> None:
@@ -39,6 +225,14 @@ def check_rows(config: TrainConfig, rows: Sequence[PairRow]) -> None:
     """Refuses what would be truncated or divide by zero."""
     if not rows:
         raise InputError("there are no pairs to train on", where="--data")
+    check_lengths(config, rows)
+    if len(rows) < config.batch_size:
+        raise InputError(f"{len(rows):,} pairs to train on are fewer than one batch of {config.batch_size:,}",
+                         where="--batch-size", hint="Lower it, or make more pairs.")  # fmt: skip
+
+
+def check_lengths(config: TrainConfig, rows: Sequence[PairRow]) -> None:
+    """Refuses pairs that are empty or longer than the model's context."""
     context = models.context_of(config.model, config.trust_remote_code)
     for row in rows:
         if context is not None and row.length > context:

@@ -104,19 +104,6 @@ def logits_of(
     return beta * (chosen - rejected)
 
 
-@dataclass(frozen=True)
-class WithTargets:
-    """A collator that lets the targets through. collate: TRL's own."""
-
-    collate: Callable[[list[dict[str, Any]]], dict[str, Any]]
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.collate(examples)
-        if COLUMN in examples[0]:
-            batch[COLUMN] = torch.tensor([example[COLUMN] for example in examples], dtype=torch.float32)
-        return batch
-
-
 class Overheard:
     """A model whose last log-probabilities are kept: TRL returns the loss alone."""
 
