@@ -1,0 +1,220 @@
+"""Training that runs out of numbers, of memory, or of data: for every trainer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_train_dpo import planted, same_weights, steps_of, tiny_model
+
+from gavel.errors import CheckFailed, InputError
+from train.config import DpoConfig, RewardConfig, TrainConfig
+
+pytestmark = pytest.mark.engine
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A trainer: how it is called, and a configuration for a model."""
+
+    train: Callable[[Any, list[Any], Path], dict[str, Any]]
+    config: Callable[..., TrainConfig]
+
+
+@pytest.fixture(params=["dpo", "reward"])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    common = {"learning_rate": 1e-3, "batch_size": 8, "log_steps": 1, "scheduler": "constant",
+              "precision": "fp32"}  # fmt: skip
+    if request.param == "dpo":
+        from train.dpo import train_dpo
+
+        return Kind(train_dpo, lambda model, **more: DpoConfig(model=model, **(common | more)))
+    from train.reward import train_reward
+
+    return Kind(
+        train_reward, lambda model, **more: RewardConfig(model=model, held_out=0.0, **(common | more))
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def fails_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes something happen to the loss of a micro-batch once so many steps are done."""
+    import train.running
+
+    original = train.running.ExactRows.finite
+
+    def plant(step: int, happen: Callable[[Any, Any], Any]) -> None:
+        def finite(self: Any, loss: Any, places: Any) -> Any:
+            changed = happen(self, loss) if self.state.global_step == step else loss
+            return original(self, changed, places)
+
+        monkeypatch.setattr(train.running.ExactRows, "finite", finite)
+
+    return plant
+
+
+def steps_kept(out: Path) -> list[str]:
+    return sorted(marker.parent.name for marker in (out / "checkpoints").glob("*/whole"))
+
+
+def test_a_loss_that_is_no_number_names_its_rows_and_keeps_the_step_before(
+    kind: Kind, model: str, tmp_path: Path, fails_at: Any
+) -> None:
+    rows = planted(32)
+    fails_at(2, lambda trainer, loss: loss * math.nan)
+    with pytest.raises(CheckFailed) as caught:
+        kind.train(kind.config(model, micro_batch=4), rows, tmp_path / "out")
+    said = str(caught.value)
+    assert "the loss is nan at step 3" in said and "checkpoint-2" in said and "--learning-rate" in said
+    named = [row for row in rows if f"{row.pair_id} ({row.where})" in said]
+    assert len(named) == 4, "the micro-batch"
+    assert steps_kept(tmp_path / "out") == ["checkpoint-2"]
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_what_is_kept_is_the_state_before(
+    kind: Kind, model: str, tmp_path: Path, fails_at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cured, the same command goes on from there to the weights of an undisturbed run."""
+    rows, config = planted(40), kind.config(model, micro_batch=4)
+    kind.train(config, rows, tmp_path / "straight")
+    fails_at(3, lambda trainer, loss: loss * math.inf)
+    with pytest.raises(CheckFailed, match="the loss is inf at step 4"):
+        kind.train(config, rows, tmp_path / "out")
+    monkeypatch.undo()
+    kind.train(config, rows, tmp_path / "out")
+    assert same_weights(tmp_path / "straight", tmp_path / "out")
+    assert [s["step"] for s in steps_of(tmp_path / "out")] == [1, 2, 3, 4, 5]
+
+
+def test_a_gradient_that_is_no_number_never_reaches_the_weights(
+    kind: Kind, model: str, tmp_path: Path, fails_at: Any
+) -> None:
+    """A finite loss, an infinite gradient: the square root of zero."""
+    from safetensors.torch import load_file
+
+    rows = planted(32)
+    fails_at(1, lambda trainer, loss: loss + (loss - loss).abs().sqrt())
+    with pytest.raises(CheckFailed) as caught:
+        kind.train(kind.config(model), rows, tmp_path / "out")
+    said = str(caught.value)
+    assert "the gradient's norm is nan at step 2, in pairs" in said
+    assert sum(f"{row.pair_id} ({row.where})" in said for row in rows) == 8, "the batch"
+    kept = load_file(tmp_path / "out" / "checkpoints" / "checkpoint-1" / "model.safetensors")
+    assert all(weight.isfinite().all() for weight in kept.values())
+
+
+def out_of_memory(above: int) -> Callable[[Any, Any], Any]:
+    """As a GPU says it, for micro-batches above a size."""
+
+    def happen(trainer: Any, loss: Any) -> Any:
+        import torch
+
+        if trainer.args.per_device_train_batch_size > above:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return loss
+
+    return happen
+
+
+def test_out_of_memory_says_what_to_lower(kind: Kind, model: str, tmp_path: Path, fails_at: Any) -> None:
+    fails_at(2, out_of_memory(above=1))
+    with pytest.raises(InputError) as caught:
+        kind.train(kind.config(model, micro_batch=4), planted(32), tmp_path / "out")
+    said = str(caught.value)
+    assert said.startswith("--micro-batch 4: out of memory while training")
+    assert "--micro-batch 2" in said and "--halve-micro-batch" in said and "--gradient-checkpointing" in said
+    assert "The state of step 2 is in" in said
+    # the smaller micro-batch goes on from there
+    summary = kind.train(kind.config(model, micro_batch=1), planted(32), tmp_path / "out")
+    assert summary["steps"] == 4
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_halved_it_goes_on_with_the_same_batches(
+    kind: Kind, model: str, tmp_path: Path, fails_at: Any, step: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = planted(32)
+    kind.train(kind.config(model, micro_batch=8), rows, tmp_path / "straight")
+    fails_at(step, out_of_memory(above=2))
+    config = kind.config(model, micro_batch=8, halve_micro_batch=True)
+    summary = kind.train(config, rows, tmp_path / "out")
+    assert summary["steps"] == 4
+    said = capsys.readouterr().err
+    assert "a micro-batch of 8: going on with 4" in said and "a micro-batch of 4: going on with 2" in said
+    assert [s["loss"] for s in steps_of(tmp_path / "out")] == pytest.approx(
+        [s["loss"] for s in steps_of(tmp_path / "straight")], rel=1e-5
+    )
+    assert same_weights(tmp_path / "straight", tmp_path / "out", atol=1e-5)
+
+
+def test_one_pair_at_a_time_is_the_end_of_halving(
+    kind: Kind, model: str, tmp_path: Path, fails_at: Any
+) -> None:
+    fails_at(0, out_of_memory(above=0))
+    config = kind.config(model, micro_batch=2, halve_micro_batch=True, gradient_checkpointing=True)
+    with pytest.raises(InputError) as caught:
+        kind.train(config, planted(16), tmp_path / "out")
+    said = str(caught.value)
+    assert "--micro-batch 1: out of memory" in said and "--max-length" in said
+    assert "--micro-batch 0" not in said and "--gradient-checkpointing" not in said
+
+
+def test_another_error_is_no_lack_of_memory(kind: Kind, model: str, tmp_path: Path, fails_at: Any) -> None:
+    def happen(trainer: Any, loss: Any) -> Any:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    fails_at(0, happen)
+    with pytest.raises(RuntimeError, match="shapes"):
+        kind.train(kind.config(model, halve_micro_batch=True), planted(16), tmp_path / "out")
+
+
+def test_memory_that_runs_out_in_the_optimiser_keeps_no_torn_weights(
+    kind: Kind, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the optimiser had begun is thrown away: the checkpoint before counts."""
+    import torch
+
+    rows = planted(32)
+    kind.train(kind.config(model, save_steps=1), rows, tmp_path / "straight")
+    original, calls = torch.optim.AdamW.step, []
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 3:
+            with torch.no_grad():
+                next(p for group in self.param_groups for p in group["params"]).fill_(7.0)
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    config = kind.config(model, save_steps=1, micro_batch=8, halve_micro_batch=True)
+    kind.train(config, rows, tmp_path / "out")
+    assert len(calls) == 3 + 2, "two steps, the one that failed, and two more"
+    assert same_weights(tmp_path / "straight", tmp_path / "out", atol=1e-5)
+
+
+def test_fewer_pairs_than_a_batch_are_an_error(kind: Kind, model: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="7 pairs to train on are fewer than one batch of 8"):
+        kind.train(kind.config(model), planted(7), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_held_out_pairs_do_not_fill_a_batch(model: str, tmp_path: Path) -> None:
+    from train.reward import train_reward
+
+    config = RewardConfig(model=model, batch_size=8, held_out=0.5, precision="fp32")
+    with pytest.raises(InputError, match="fewer than one batch of 8"):
+        train_reward(config, planted(10), tmp_path / "out")
+    long = [replace(row, chosen_ids=[10] * 64) for row in planted(40)]
+    with pytest.raises(InputError, match="the model's context is 64"):
+        train_reward(config, long, tmp_path / "out")
