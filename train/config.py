@@ -15,6 +15,8 @@ LOSSES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair
 CONSERVATIVE = ("sigmoid", "sigmoid_norm")
 #: Those that read the label smoothing.
 SMOOTHED = (*CONSERVATIVE, "robust", "exo_pair", "aot", "aot_unpaired")
+#: Those that compare pairs within a micro-batch, and so depend on its size and make-up.
+WITHIN_MICRO_BATCH = ("aot", "aot_unpaired", "bco_pair")
 #: Our name → transformers' name. Its "constant" would ignore the warm-up.
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 PRECISIONS = ("auto", "fp32", "bf16")

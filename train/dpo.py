@@ -32,7 +32,7 @@ from gavel.command import say
 from gavel.tokenizer import HfTokenizer
 from gavel.weights import weights_version
 from train import models, running, soft
-from train.config import CONSERVATIVE, DpoConfig
+from train.config import CONSERVATIVE, WITHIN_MICRO_BATCH, DpoConfig
 from train.data import PairRow, data_version
 from train.output import Output
 from train.reference import Reference, reference_logps
@@ -56,6 +56,7 @@ class ExactDPOTrainer(running.ExactRows, DPOTrainer):  # type: ignore[misc]
         self.reference: Reference | None = None
         super().__init__(model=loaded.model, train_dataset=_dataset(rows, targets), **settings)
         self.carry()
+        self.by_length = not any(config.loss.get(name) for name in WITHIN_MICRO_BATCH)
         self._weights = dict(config.loss)
         self._aux_coef: float = self.router_aux_loss_coef
         self._pairs = self._chosen_tokens = 1.0

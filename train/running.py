@@ -9,13 +9,14 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import datasets
 import torch
 import transformers
+from accelerate.data_loader import SeedableRandomSampler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 from transformers.training_args import OptimizerNames
@@ -50,6 +51,31 @@ class Carrying:
         return batch
 
 
+class ByLength(torch.utils.data.Sampler):  # type: ignore[misc]
+    """The random order that Trainer draws, in which the rows of one optimiser step stand by length: the batch
+    is the same, and its micro-batches pad little.
+
+    Args:
+        lengths: tokens of each row. batch: rows per optimiser step, over all processes.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
+        # as a part: accelerate would put its own in the place of anything that is one
+        self._drawn = SeedableRandomSampler(lengths, data_seed=seed)
+        self._lengths, self._batch = lengths, batch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(self._drawn)
+        for start in range(0, len(order), self._batch):
+            yield from sorted(order[start : start + self._batch], key=lambda place: -self._lengths[place])
+
+    def set_epoch(self, epoch: int) -> None:
+        self._drawn.set_epoch(epoch)
+
+
 class NotANumber(CheckFailed):
     """A loss or gradient that is not finite; the weights are still those of the step before."""
 
@@ -59,10 +85,12 @@ class ExactRows:
 
     Attributes:
         rows: what is trained on, by the column ROW of the data set. loaded: the model as it came.
-        stepping: whether the optimiser may be at work on the weights.
+        stepping: whether the optimiser may be at work on the weights. by_length: whether micro-batches are
+            made of rows of like length, which changes nothing where the objective is a sum over rows.
     """
 
     loss_is_scaled_for_ga = True  # compute_loss weighs each micro-batch by its share of the batch
+    by_length = True
     rows: Sequence[PairRow]
     loaded: models.Loaded
     stepping = False
@@ -80,6 +108,12 @@ class ExactRows:
     def _set_signature_columns_if_needed(self: Any) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
         self._signature_columns += [name for name in CARRIED if name not in self._signature_columns]
+
+    def _get_train_sampler(self: Any, *args: Any) -> Any:
+        if not self.by_length:
+            return super()._get_train_sampler(*args)  # type: ignore[misc]
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return ByLength([row.length for row in self.rows], batch, self.args.seed)
 
     def get_batch_samples(self: Any, *args: Any) -> Any:
         batches, items = super().get_batch_samples(*args)  # type: ignore[misc]
