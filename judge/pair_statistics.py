@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from gavel.correlation import rank_correlation
 from gavel.records import Completion
 from gavel.rundir import read_records
 from judge.select import Candidate, Proposal, margin
@@ -128,7 +129,7 @@ class Tally:
         completions: the file, read again up to the last of them, only if there are any.
         """
         hashes, counts = np.unique(np.asarray(self._texts), return_counts=True)
-        many = counts >= max(REPEATED_PROMPTS, REPEATED_SHARE * self.prompts)
+        many = counts >= suspicious(self.prompts)
         found = sorted(zip(counts[many].tolist(), hashes[many].tolist(), strict=True), reverse=True)[:_LISTED]
         texts: dict[int, str] = {}
         wanted = {key for _, key in found}
@@ -139,14 +140,19 @@ class Tally:
                 wanted.discard(key)
                 if not wanted:
                     break
-        return [{"text": _excerpt(texts[key]), "prompts": count} for count, key in found]
+        return [{"text": excerpt(texts[key]), "prompts": count} for count, key in found]
 
 
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def _excerpt(text: str, length: int = 80) -> str:
+def suspicious(prompts: int) -> float:
+    """For how many of so many prompts one text must be offered to be named."""
+    return max(REPEATED_PROMPTS, REPEATED_SHARE * prompts)
+
+
+def excerpt(text: str, length: int = 80) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
@@ -159,15 +165,6 @@ def describe(values: array[float]) -> dict[str, float]:
     names = ("min", "q05", "q25", "median", "q75", "q95", "max")
     sd = float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
     return {"mean": float(numbers.mean()), "sd": sd, **dict(zip(names, quantiles, strict=True))}
-
-
-def rank_correlation(scores: array[float], lengths: array[int]) -> float | None:
-    """Spearman's rho, None where either side does not vary."""
-    if len(scores) < 2 or len(set(scores)) == 1 or len(set(lengths)) == 1:
-        return None
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(scores, lengths).statistic)
 
 
 def warnings_of(summary: dict[str, Any]) -> list[str]:

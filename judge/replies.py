@@ -100,20 +100,18 @@ def read_rating(
     high: int,
     *,
     pattern: str | None = None,
-    rule: str = "last",
     quoted: Sequence[str] = (),
     finish_reason: str | None = None,
 ) -> Reading[float]:
     """The rating of a reply, a number from `low` to `high`, whole or not. pattern: with a group
-    ``rating``; None: the reply is the number alone. The rest as in `read_label`."""
+    ``rating``; None: the reply is the number alone. quoted, finish_reason: as in `read_label`."""
 
     def read() -> float:
         said = answer(text, quoted)
         quotations = Quotations(said, quoted)
         given = own_verdicts(said, pattern or BARE_RATING, "rating", quotations, bare=pattern is None)
-        found = next(given) if rule == "last" else list(given)[-1]
-        if rule == "last":
-            found = _apart(said, given, found, quotations) or found
+        found = next(given)
+        found = _apart(said, given, found, quotations) or found
         before, after = said[: found.start], said[found.end :]
         value = number(found.said, before, after, high)
         ends = found.said.rstrip()[-1:]

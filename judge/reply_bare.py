@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Sequence
 
 from judge.reply_stance import NOUN, disowned
@@ -95,7 +94,8 @@ def bare_label(text: str, labels: Sequence[str], quotations: Quotations, whole: 
     if whole:
         raise Doubt("no verdict in the reply")
     found: list[tuple[int, str, bool]] = []
-    for match in (*_last(_line(labels), text), *_last(_sentence(labels), text)):
+    lines, sentences = (list(found.finditer(text))[-LOOKS:] for found in (_line(labels), _sentence(labels)))
+    for match in (*lines, *sentences):
         if quotations.hold(*match.span()) or disowned(text, *match.span()):
             continue
         found.append((match.end(), _of(match, labels), bool(match.groupdict().get("lead"))))
@@ -111,11 +111,6 @@ def bare_label(text: str, labels: Sequence[str], quotations: Quotations, whole: 
     if len({one for _, one, _ in found}) > 1 and not led and not taken_back(since):
         raise Doubt("several verdicts in one reply")
     return label
-
-
-def _last(pattern: re.Pattern[str], text: str) -> list[re.Match[str]]:
-    """The last matches, as many as are looked at."""
-    return list(deque(pattern.finditer(text), maxlen=LOOKS))
 
 
 def _either(labels: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ def last_object(text: str, quotations: Quotations, field: str | None, cut: bool)
     """The last object of a text that is the judge's own and has the field (None: any object).
 
     What is quoted from a candidate is left out, and so is, beside others, what a candidate holds too. An
-    object that was cut off or cannot be read takes back those before it.
+    object that was cut off, or that cannot be read but names the field, takes back those before it.
 
     Raises Doubt where there is none, or a key stands in it twice.
     """

@@ -74,13 +74,14 @@ _SAYS = (
 )
 _LINK = (
     r"(?:\s+(?:that|how|why|to|for|us|me|him|the|a|an|text|words?|line|verdict|claim|saying|simply|just|phrase"
-    r"|string|fake|injected|own|final|judge|reader|answer|output|with|only|as|choose|choosing|pick|print|reply|instruction|into|evaluator|give|\w+ly))*"
+    r"|string|fake|injected|own|final|judge|reader|answer|output|with|only|as|choose|choosing|pick|print|reply"
+    r"|instruction|into|evaluator|give|\w+ly))*"
 )
 _REPORTS = re.compile(rf"(?P<subject>[^.;:\n]*?)\b(?P<says>{_SAYS}){_LINK}\s*:?[\s\"'“‘«`*(\[]*$")
 #: whose words are not the judge's: what it was shown, and whoever else may say something
 _THIRD_PARTY = re.compile(
-    r"\b(?:(?:assistant|answer|response|output|candidate|completion|repl(?:y|ie)|text|model|user|prompt|instruction"
-    r"|question|one|other|version|author|writer|critic|evaluator|annotator|reviewer|debater|sentence|line|paragraph)"
+    r"\b(?:(?:assistant|answer|response|output|candidate|completion|repl(?:y|ie)|text|model|user|prompt"
+    r"|instruction|question|one|other|version|author|writer|critic|evaluator|annotator|reviewer|debater|sentence|line|paragraph)"
     r"(?:s|['’]s)?|first|second|some|someone|somebody|many|people|they|it|he|she|there|[ab12m])\b|\(\w\)"
 )
 #: who may say so on the judge's behalf
@@ -144,9 +145,9 @@ def disowned(text: str, start: int, end: int) -> str | None:
     after = text[end : end + 120].lower()
     if _DENIED.search(before) or _DENIED_AFTER.match(after):
         return "denied"
-    if text[:end].endswith(("better", "best")) and _IN_PART.match(after):
+    if text.endswith(("better", "best"), 0, end) and _IN_PART.match(after):
         return "so in part only"
-    legend = text[:end].endswith("]") and re.match(r"\s*=\s", after)
+    legend = text.endswith("]", 0, end) and re.match(r"\s*=\s", after)
     if legend or _SUPPOSED.search(before) or _SUPPOSED_AFTER.match(after):
         return "supposed"
     if reports(before) or (_DEBATER.search(before) and not _endorsed_debater(before)):

@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from gavel.correlation import rank_correlation
 from gavel.errors import CheckFailed, InputError, RowError
 from gavel.records import Completion, Judgment, Prompt
 from gavel.rundir import Index, RunDir, disk_error
@@ -43,13 +44,10 @@ class Correlations:
 
     def rank(self) -> dict[str, float | None]:
         """Spearman's rank correlation; None where one side never varies."""
-        from scipy.stats import spearmanr
-
         found: dict[str, float | None] = {}
         for name, pairs in self.values.items():
-            xs, ys = zip(*pairs, strict=True)
-            varies = len(set(xs)) > 1 and len(set(ys)) > 1
-            found[name] = round(float(spearmanr(xs, ys).statistic), 4) if varies else None
+            rho = rank_correlation(*zip(*pairs, strict=True))
+            found[name] = None if rho is None else round(rho, 4)
         return found
 
 

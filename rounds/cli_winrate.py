@@ -235,9 +235,11 @@ def _warn_of_kin(judging: Judging, sides: Sequence[Side], *, allowed: bool) -> N
 
 
 def _warn_of_repetition(side: Side) -> None:
+    from judge.pair_statistics import excerpt
+
     if (found := side.repeated()) is not None:
         text, count = found
-        shown = json.dumps(text if len(text) <= 60 else text[:59] + "…", ensure_ascii=False)
+        shown = json.dumps(excerpt(text, 60), ensure_ascii=False)
         warn(f"{side.name}: the same text is offered for {count:,} of {len(side.asked):,} prompts: {shown}")
 
 

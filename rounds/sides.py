@@ -19,7 +19,7 @@ from generate.stage import GenerateConfig, generate, take_in
 from judge.duels import Duel, Outcome
 from judge.head_to_head import Bout
 from judge.kinship import Kin
-from judge.pair_statistics import REPEATED_PROMPTS, REPEATED_SHARE
+from judge.pair_statistics import suspicious
 from judge.stage import groups_of, pass_name
 
 
@@ -40,7 +40,7 @@ class Side:
             t for _, made in self.asked.values() for t in {c.text.strip() for c in made if c.text.strip()}
         )
         text, count = max(texts.items(), key=lambda item: item[1], default=("", 0))
-        return (text, count) if count >= max(REPEATED_PROMPTS, REPEATED_SHARE * len(self.asked)) else None
+        return (text, count) if count >= suspicious(len(self.asked)) else None
 
     def makers(self) -> list[Kin]:
         """The models that made the outputs, where they are known."""

@@ -39,25 +39,33 @@ def _setting(kind: type[TrainConfig], name: str, help: str, **more: Any) -> Call
                         show_default=default is not None, help=help, **more)  # fmt: skip
 
 
-def _pair_source(function: F) -> F:
-    """Adds the options that say which pairs are trained on, and where the model goes."""
-    for option in (
-        source_options("0"),
-        click.option("--run", metavar="RUN", help="Run directory whose token ids the rows of SRC name."),
-        click.option("--pairs", metavar="NAME", help="Which pairs of RUN; the newest unless given."),
-        click.option(
-            "--out", required=True, metavar="DIR", help="Where the model goes; the same command resumes."
-        ),
-        click.option(
-            "--data",
-            required=True,
-            metavar="RUN|SRC",
-            help="Run directory, or a preference file (JSON Lines, JSON, Parquet, CSV, datasets directory, "
-            "hub:…).",
-        ),
-    ):
-        function = option(function)
-    return function
+def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Adds several options, in this order."""
+
+    def wrap(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return wrap
+
+
+#: Which pairs are trained on, and where the model goes.
+_pair_source: Callable[[F], F] = _all(
+    click.option(
+        "--data",
+        required=True,
+        metavar="RUN|SRC",
+        help="Run directory, or a preference file (JSON Lines, JSON, Parquet, CSV, datasets directory, "
+        "hub:…).",
+    ),
+    click.option(
+        "--out", required=True, metavar="DIR", help="Where the model goes; the same command resumes."
+    ),
+    click.option("--pairs", metavar="NAME", help="Which pairs of RUN; the newest unless given."),
+    click.option("--run", metavar="RUN", help="Run directory whose token ids the rows of SRC name."),
+    source_options("0"),
+)
 
 
 def _common(kind: type[TrainConfig], rows: str) -> Callable[[F], F]:
@@ -66,41 +74,36 @@ def _common(kind: type[TrainConfig], rows: str) -> Callable[[F], F]:
     def setting(name: str, help: str, **more: Any) -> Callable[[F], F]:
         return _setting(kind, name, help, **more)
 
-    def wrap(function: F) -> F:
-        for option in reversed((
-            setting("epochs", "Passes over the data.", type=float),
-            setting("batch_size", f"{rows.capitalize()} per optimiser step.", type=int),
-            setting("micro_batch", f"{rows.capitalize()} per forward pass, a divisor of the batch size; sets "
-                    "memory, not results.", type=int),
-            setting("max_length", f"Leave out {rows} with more tokens.  [default: the model's context]",
-                    type=int),
-            setting("warmup", "Warm-up steps, or below 1 a fraction of all.", type=float),
-            setting("scheduler", "Learning rate after the warm-up.", type=click.Choice(list(SCHEDULES))),
-            setting("weight_decay", "AdamW's weight decay.", type=float),
-            setting("optim", "Optimiser, as transformers names it."),
-            setting("max_grad_norm", "Gradients are clipped to this norm; 0 is off.", type=float),
-            setting("seed", "Seed of the order of the data and of new weights.", type=int),
-            setting("precision", "auto: bf16 on a GPU that has it, else fp32.",
-                    type=click.Choice(PRECISIONS)),
-            click.option("--gradient-checkpointing", is_flag=True, help="Less memory, about 25 % more time."),
-            click.option("--halve-micro-batch", is_flag=True,
-                         help="When memory runs out, go on with half the micro-batch."),
-            setting("lora_r", "Rank of a LoRA adapter; 0 trains all weights.", type=int),
-            setting("lora_alpha", "LoRA's alpha.  [default: twice the rank]", type=float),
-            click.option("--lora-target", "lora_targets", multiple=True,
-                         help="Module to adapt; every linear layer unless given."),
-            setting("save_steps", "Steps between checkpoints; 0: one every five minutes.", type=int),
-            setting("log_steps", "Steps between lines of metrics.jsonl.", type=int),
-            click.option("--report-to", multiple=True,
-                         help="Tracker that transformers knows (wandb, tensorboard, …)."),
-            click.option("--chat-template-arg", "template_args", multiple=True, callback=key_values,
-                         metavar="KEY=VALUE", help="Passed to the chat template, as when sampling."),
-            click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model."),
-        )):  # fmt: skip
-            function = option(function)
-        return function
-
-    return wrap
+    return _all(
+        setting("epochs", "Passes over the data.", type=float),
+        setting("batch_size", f"{rows.capitalize()} per optimiser step.", type=int),
+        setting("micro_batch", f"{rows.capitalize()} per forward pass, a divisor of the batch size; sets "
+                "memory, not results.", type=int),
+        setting("max_length", f"Leave out {rows} with more tokens.  [default: the model's context]",
+                type=int),
+        setting("warmup", "Warm-up steps, or below 1 a fraction of all.", type=float),
+        setting("scheduler", "Learning rate after the warm-up.", type=click.Choice(list(SCHEDULES))),
+        setting("weight_decay", "AdamW's weight decay.", type=float),
+        setting("optim", "Optimiser, as transformers names it."),
+        setting("max_grad_norm", "Gradients are clipped to this norm; 0 is off.", type=float),
+        setting("seed", "Seed of the order of the data and of new weights.", type=int),
+        setting("precision", "auto: bf16 on a GPU that has it, else fp32.",
+                type=click.Choice(PRECISIONS)),
+        click.option("--gradient-checkpointing", is_flag=True, help="Less memory, about 25 % more time."),
+        click.option("--halve-micro-batch", is_flag=True,
+                     help="When memory runs out, go on with half the micro-batch."),
+        setting("lora_r", "Rank of a LoRA adapter; 0 trains all weights.", type=int),
+        setting("lora_alpha", "LoRA's alpha.  [default: twice the rank]", type=float),
+        click.option("--lora-target", "lora_targets", multiple=True,
+                     help="Module to adapt; every linear layer unless given."),
+        setting("save_steps", "Steps between checkpoints; 0: one every five minutes.", type=int),
+        setting("log_steps", "Steps between lines of metrics.jsonl.", type=int),
+        click.option("--report-to", multiple=True,
+                     help="Tracker that transformers knows (wandb, tensorboard, …)."),
+        click.option("--chat-template-arg", "template_args", multiple=True, callback=key_values,
+                     metavar="KEY=VALUE", help="Passed to the chat template, as when sampling."),
+        click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model."),
+    )  # fmt: skip
 
 
 def _smoothing(kind: type[TrainConfig], losses: str) -> Callable[[F], F]:

@@ -87,7 +87,12 @@ class TrainConfig:
         """Rows per forward pass."""
         if self.micro_batch is not None:
             return self.micro_batch
-        return max(n for n in range(1, _DEFAULT_MICRO + 1) if self.batch_size % n == 0)
+        return _divisor(self.batch_size, _DEFAULT_MICRO)
+
+    @property
+    def halved_micro_batch(self) -> int | None:
+        """The next micro-batch that is at most half as large, None for one of a single row."""
+        return _divisor(self.batch_size, self.micro_batch_size // 2) if self.micro_batch_size > 1 else None
 
     def shaping(self) -> dict[str, Any]:
         """The settings that shape the trained weights: what a resumed run must have in common."""
@@ -97,14 +102,37 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DpoConfig(TrainConfig):
+class PairConfig(TrainConfig):
+    """The settings of trainers whose rows are pairs.
+
+    label_smoothing: the flip rate, how often a label is wrong, in [0, 0.5).
+    soft_labels: trains towards each pair's own probability that chosen is better, and towards
+        1 − label_smoothing where it has none.
+    """
+
+    label_smoothing: float = 0.0
+    soft_labels: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value that cannot be used, naming the option."""
+        super().__post_init__()
+        rate = self.label_smoothing
+        _need("label_smoothing", 0 <= rate < 0.5,
+              f"must be in [0, 0.5), not {rate:g}: labels wrong half of the time teach nothing")  # fmt: skip
+
+    @property
+    def softened(self) -> bool:
+        """Whether training aims at probabilities instead of certain labels."""
+        return self.soft_labels or self.label_smoothing > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpoConfig(PairConfig):
     """Settings of `train.dpo.train_dpo`; its rows are pairs, and its model is the reference as well.
     Produced by the command line or `rounds`.
 
     loss: TRL loss type → weight. "sft" is the negative log-likelihood of the chosen completions.
-    label_smoothing: the flip rate, how often a label is wrong, in [0, 0.5); for the losses in SMOOTHED.
-    soft_labels: trains towards each pair's own probability that chosen is better, and towards
-        1 − label_smoothing where it has none; for the losses in CONSERVATIVE.
+    label_smoothing: for the losses in SMOOTHED. soft_labels: for those in CONSERVATIVE.
     merge: save the merged model, with the adapter beside it.
     reference: where the reference's log-probabilities come from. "auto": from the samples if an audit
         agrees, else a pass of the model over the data. "samples": the same, but an audit that
@@ -114,8 +142,6 @@ class DpoConfig(TrainConfig):
 
     beta: float = 0.1
     loss: Mapping[str, float] = field(default_factory=lambda: {"sigmoid": 1.0})
-    label_smoothing: float = 0.0
-    soft_labels: bool = False
     merge: bool = False
     reference: str = "auto"
     audit_rows: int = 16
@@ -133,10 +159,8 @@ class DpoConfig(TrainConfig):
         _need("merge", not self.merge or self.lora_r > 0, "needs --lora-r")
 
     def _check_labels(self) -> None:
-        """Refuses a flip rate that teaches nothing, and what a loss would not heed."""
+        """Refuses what a loss would not heed."""
         rate = self.label_smoothing
-        _need("label_smoothing", 0 <= rate < 0.5,
-              f"must be in [0, 0.5), not {rate:g}: labels wrong half of the time teach nothing")  # fmt: skip
         _need("label_smoothing", "exo_pair" not in self.loss or rate > 0,
               "must be above 0 for exo_pair (1e-3 is usual)")  # fmt: skip
         for name, asked, known in (("soft_labels", self.soft_labels, CONSERVATIVE),
@@ -149,9 +173,7 @@ class DpoConfig(TrainConfig):
 
     @property
     def softened(self) -> bool:
-        """Whether a loss is trained towards probabilities instead of certain labels."""
-        asked = self.soft_labels or self.label_smoothing > 0
-        return asked and any(self.loss.get(name) for name in CONSERVATIVE)
+        return super().softened and any(self.loss.get(name) for name in CONSERVATIVE)
 
     def shaping(self) -> dict[str, Any]:
         shaped = super().shaping()
@@ -164,10 +186,9 @@ class DpoConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardConfig(TrainConfig):
+class RewardConfig(PairConfig):
     """Settings of `train.reward.train_reward`; its rows are pairs.
 
-    label_smoothing, soft_labels: as in `DpoConfig`.
     margin_scale: how much of a pair's own margin the rewards' difference must exceed (Touvron et al. 2023,
         arXiv 2307.09288, eq. 2); 0: none.
     center: weight of the squared sum of both rewards, which keeps their mean near 0 (Eisenstein et al. 2023,
@@ -176,8 +197,6 @@ class RewardConfig(TrainConfig):
     """
 
     learning_rate: float = 1e-5
-    label_smoothing: float = 0.0
-    soft_labels: bool = False
     margin_scale: float = 0.0
     center: float = 0.0
     held_out: float = 0.1
@@ -188,16 +207,13 @@ class RewardConfig(TrainConfig):
         for name in ("margin_scale", "center"):
             _need(name, getattr(self, name) >= 0, "must not be negative")
         _need("held_out", 0 <= self.held_out < 1, "must be a share below 1")
-        rate = self.label_smoothing
-        _need("label_smoothing", 0 <= rate < 0.5,
-              f"must be in [0, 0.5), not {rate:g}: labels wrong half of the time teach nothing")  # fmt: skip
         _need("margin_scale", not (self.margin_scale and self.softened),
               "says how sure a label is, as --soft-labels and --label-smoothing do: give one")  # fmt: skip
 
-    @property
-    def softened(self) -> bool:
-        """Whether training aims at probabilities instead of certain labels."""
-        return self.soft_labels or self.label_smoothing > 0
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor of a number up to `most`, which is at least 1."""
+    return max(n for n in range(1, most + 1) if number % n == 0)
 
 
 def _need(name: str, holds: bool, problem: str) -> None:

@@ -48,6 +48,11 @@ class PairRow:
     where: str = ""
 
     @property
+    def place(self) -> str:
+        """Where it comes from, for a person."""
+        return self.where or f"pair {self.pair_id}"
+
+    @property
     def length(self) -> int:
         """Tokens of the longer of its two sequences."""
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))

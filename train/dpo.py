@@ -28,14 +28,13 @@ import torch
 from trl import DPOConfig as TrlConfig
 from trl import DPOTrainer
 
-from gavel.command import say
-from gavel.tokenizer import HfTokenizer
-from gavel.weights import weights_version
 from train import models, running, soft
 from train.config import CONSERVATIVE, WITHIN_MICRO_BATCH, DpoConfig
-from train.data import PairRow, data_version
+from train.data import PairRow
 from train.output import Output
 from train.reference import Reference, reference_logps
+
+_SHOWN = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
 
 __all__ = ["DpoConfig", "ExactDPOTrainer", "train_dpo"]
 
@@ -59,7 +58,6 @@ class ExactDPOTrainer(running.ExactRows, DPOTrainer):  # type: ignore[misc]
         self.by_length = not any(config.loss.get(name) for name in WITHIN_MICRO_BATCH)
         self._weights = dict(config.loss)
         self._aux_coef: float = self.router_aux_loss_coef
-        self._pairs = self._chosen_tokens = 1.0
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         self.reference = reference_logps(
@@ -71,33 +69,25 @@ class ExactDPOTrainer(running.ExactRows, DPOTrainer):  # type: ignore[misc]
         return dataset
 
     def _pass(self, rows: Sequence[PairRow]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reference log-probabilities of rows, longest first so that batches pad little."""
-        order = sorted(range(len(rows)), key=lambda i: -rows[i].length)
-        size = self.args.per_device_train_batch_size
+        """Reference log-probabilities of rows."""
         chosen, rejected = torch.empty(len(rows)), torch.empty(len(rows))  # (rows,)
-        for start in range(0, len(rows), size):
-            picked = order[start : start + size]
-            batch = self._prepare_inputs(self.data_collator([_example(rows[i]) for i in picked]))
+        for picked, batch in self.batches(rows, _example):
             c, r = self.compute_ref_log_probs(self.model, batch)
             chosen[picked], rejected[picked] = c.float().cpu(), r.float().cpu()
         return chosen, rejected
 
-    def get_batch_samples(self, *args: Any) -> Any:
-        """Counts what the means over the whole batch are divided by."""
-        batches, items = super().get_batch_samples(*args)
-        if batches:
-            counts = torch.stack([_counts(batch) for batch in batches]).sum(dim=0)
-            counts = self.accelerator.gather(counts.to(self.accelerator.device)[None]).sum(dim=0)
-            # gradients are averaged over processes, the objective is a sum over their shares
-            self._pairs, self._chosen_tokens = (counts / self.accelerator.num_processes).tolist()
-        return batches, items
+    def counts(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(2,): pairs and chosen completion tokens, chosen rows first."""
+        mask = batch["completion_mask"]  # (2 · pairs, T)
+        pairs = len(mask) // 2
+        return torch.stack([torch.tensor(pairs, device=mask.device), mask[:pairs, 1:].sum()]).double()
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """TRL's loss, whose means over this micro-batch are weighed by its share of the batch."""
-        pairs, tokens = _counts(inputs).tolist()
-        share = {"sft": tokens / self._chosen_tokens}
-        self.loss_weights = [self._weights[k] * share.get(k, pairs / self._pairs) for k in self.loss_types]
-        self.router_aux_loss_coef: float = self._aux_coef * pairs / self._pairs
+        mine = self.counts(inputs).tolist()
+        pairs, tokens = (count / total for count, total in zip(mine, self.totals, strict=True))
+        self.loss_weights = [self._weights[k] * {"sft": tokens}.get(k, pairs) for k in self.loss_types]
+        self.router_aux_loss_coef: float = self._aux_coef * pairs
         given = dict(inputs)
         places, p_chosen = given.pop(running.ROW), given.pop(soft.COLUMN, None)
         if p_chosen is None:
@@ -139,27 +129,21 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
     running.quiet()
     running.check_names(config)
     running.check_rows(config, rows)
+    running.check_batch(config, rows)
     targets = soft.targets(config, rows)
-    precision = running.resolve(config.precision)
-    plan = {"stage": "train dpo", "config": config.shaping() | {"precision": precision},
-            "weights": weights_version(config.model), "data": data_version(rows, config.soft_labels),
-            "pairs": len(rows)}  # fmt: skip
 
-    with Output.open(out) as output:
-        if (finished := output.begin(plan)) is not None:
-            say(f"{out} is finished already; nothing to do")
-            return finished
+    with running.begin("train dpo", config, rows, out) as begun:
+        if begun.finished is not None:
+            return begun.finished
+        output, precision = begun.output, begun.precision
 
         # 1. the model that training starts from, which is the reference as well
-        tokenizer = HfTokenizer.load(config.model, trust_remote_code=config.trust_remote_code)
-        dtype = torch.bfloat16 if config.lora_r and precision == "bf16" else torch.float32
-
         def make(config: DpoConfig, callbacks: list[Any]) -> ExactDPOTrainer:
-            loaded = models.load(config.model, dtype, config.trust_remote_code)
+            loaded = models.load(config.model, begun.dtype, config.trust_remote_code)
             models.check_targets(loaded.model, config.lora_targets)
             return ExactDPOTrainer(
                 config, rows, precision, loaded, targets.p if targets else None,
-                args=_arguments(config, precision, output), processing_class=tokenizer.hf,
+                args=_arguments(config, precision, output), processing_class=begun.tokenizer.hf,
                 callbacks=callbacks, peft_config=models.lora(config),
             )  # fmt: skip
 
@@ -169,12 +153,12 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
 
         # 3. save the model whole, the marker last
         trained = time.monotonic()
-        output.publish(lambda folder: _save(config, trainer, tokenizer.hf, precision, folder))
+        output.publish(lambda folder: begun.save(trainer, folder, merge=config.merge))
         summary = {
             "model": str(out), "pairs": len(rows), "steps": done.result.global_step, "precision": precision,
-            "loss": done.result.training_loss, "metrics": _closing(done.metrics),
+            "loss": done.result.training_loss, "metrics": done.shown(*_SHOWN),
             "targets": targets.summary() if targets else None, **trainer.reference.summary(),
-            "seconds": {"start": round(done.begun - started, 2), "train": round(trained - done.begun, 2),
+            "seconds": {"start": round(done.began - started, 2), "train": round(trained - done.began, 2),
                         "save": round(time.monotonic() - trained, 2)},
         }  # fmt: skip
         output.finish(summary)
@@ -192,20 +176,6 @@ def _arguments(config: DpoConfig, precision: str, output: Output) -> TrlConfig:
     )
 
 
-def _save(config: DpoConfig, trainer: Any, tokenizer: Any, precision: str,
-          folder: Path) -> None:  # fmt: skip
-    """The model at `folder`; with LoRA the adapter, or the merged model with the adapter beside it."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if config.lora_r:
-        model.save_pretrained(folder / "adapter" if config.merge else folder)
-        if not config.merge:
-            models.save_companions(config.model, tokenizer, folder)
-            return
-        model = model.merge_and_unload()
-    models.save(trainer.loaded, model, config.model, tokenizer, dtype, folder)
-
-
 def _dataset(rows: Sequence[PairRow], targets: Sequence[float] | None) -> datasets.Dataset:
     columns: dict[str, Any] = {
         "prompt_ids": [np.asarray(row.prompt_ids, dtype=np.int32) for row in rows],
@@ -219,16 +189,3 @@ def _dataset(rows: Sequence[PairRow], targets: Sequence[float] | None) -> datase
 def _example(row: PairRow) -> dict[str, list[int]]:
     return {"prompt_ids": list(row.prompt_ids), "chosen_ids": list(row.chosen_ids),
             "rejected_ids": list(row.rejected_ids)}  # fmt: skip
-
-
-def _counts(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """(2,): pairs and chosen completion tokens of a collated micro-batch, chosen rows first."""
-    mask = batch["completion_mask"]  # (2 · pairs, T)
-    pairs = len(mask) // 2
-    return torch.stack([torch.tensor(pairs, device=mask.device), mask[:pairs, 1:].sum()]).double()
-
-
-def _closing(last: dict[str, Any]) -> dict[str, Any]:
-    """Of the last log step, what a person wants to read."""
-    shown = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
-    return {key: last[key] for key in shown if key in last}

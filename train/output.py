@@ -90,12 +90,12 @@ class Output:
                 whole.append(folder)
             else:
                 shutil.rmtree(folder, ignore_errors=True)
-        return max(whole, key=_step, default=None)
+        return max(whole, key=step_of, default=None)
 
     def mark_whole(self, step: int) -> None:
         """Marks a checkpoint as complete and removes all but it and the one before."""
         (self.checkpoints / f"checkpoint-{step}" / _WHOLE).touch()
-        for old in sorted(self.checkpoints.glob("checkpoint-*"), key=_step)[:-2]:
+        for old in sorted(self.checkpoints.glob("checkpoint-*"), key=step_of)[:-2]:
             shutil.rmtree(old, ignore_errors=True)
 
     def rewind_metrics(self, step: int) -> None:
@@ -145,7 +145,8 @@ class Output:
         write_atomic(self.path / "gavel.json", data.encode())
 
 
-def _step(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint."""
     return int(folder.name.rpartition("-")[2])
 
 

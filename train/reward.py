@@ -27,14 +27,11 @@ import torch
 from trl import RewardConfig as TrlConfig
 from trl import RewardTrainer
 
-from gavel.command import say
 from gavel.errors import InputError
 from gavel.records import digest
-from gavel.tokenizer import HfTokenizer
-from gavel.weights import weights_version
 from train import models, running, soft
 from train.config import RewardConfig
-from train.data import PairRow, data_version
+from train.data import PairRow
 from train.output import Output
 from train.reward_report import report
 
@@ -53,17 +50,10 @@ class ExactRewardTrainer(running.ExactRows, RewardTrainer):  # type: ignore[misc
         self.rows, self.loaded = rows, loaded
         super().__init__(model=loaded.model, train_dataset=_dataset(config, rows, targets), **settings)
         self.carry()
-        self._pairs = 1.0
 
-    def get_batch_samples(self, *args: Any) -> Any:
-        """Counts what the mean over the whole batch is divided by."""
-        batches, items = super().get_batch_samples(*args)
-        if batches:
-            count = torch.tensor(float(sum(len(batch["input_ids"]) // 2 for batch in batches)))
-            # gradients are averaged over processes, the objective is a sum over their shares
-            counts = self.accelerator.gather(count.to(self.accelerator.device)[None])
-            self._pairs = counts.sum().item() / self.accelerator.num_processes
-        return batches, items
+    def counts(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(1,): pairs."""
+        return torch.tensor([len(batch["input_ids"]) // 2]).double()
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """TRL's loss, whose mean over this micro-batch is weighed by its share of the batch."""
@@ -73,7 +63,7 @@ class ExactRewardTrainer(running.ExactRows, RewardTrainer):  # type: ignore[misc
         chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
         if p_chosen is not None:
             loss = loss + soft.flip_term(chosen - rejected, p_chosen).mean()
-        return self.finite(loss * (len(chosen) / self._pairs), places)
+        return self.finite(loss * (len(chosen) / self.totals[0]), places)
 
 
 def train_reward(config: RewardConfig, rows: Sequence[PairRow], out: str | Path) -> dict[str, Any]:
@@ -93,27 +83,22 @@ def train_reward(config: RewardConfig, rows: Sequence[PairRow], out: str | Path)
     started = time.monotonic()
     running.quiet()
     running.check_names(config)
+    running.check_rows(config, rows)
     _check_margins(config, rows)
     kept, held_out = split(rows, config.held_out, config.seed)
-    running.check_rows(config, kept)
-    running.check_lengths(config, held_out)
+    running.check_batch(config, kept)
     targets = soft.targets(config, kept)
-    precision = running.resolve(config.precision)
-    plan = {"stage": "train reward", "config": config.shaping() | {"precision": precision},
-            "weights": weights_version(config.model), "data": data_version(rows, config.soft_labels),
-            "pairs": len(rows)}  # fmt: skip
 
-    with Output.open(out) as output:
-        if (finished := output.begin(plan)) is not None:
-            say(f"{out} is finished already; nothing to do")
-            return finished
+    with running.begin("train reward", config, rows, out) as begun:
+        if begun.finished is not None:
+            return begun.finished
+        output, precision, tokenizer = begun.output, begun.precision, begun.tokenizer
 
         # 1. the model that training starts from, with a head and a pad token of its own
-        tokenizer = HfTokenizer.load(config.model, trust_remote_code=config.trust_remote_code)
-        dtype = torch.bfloat16 if config.lora_r and precision == "bf16" else torch.float32
-
         def make(config: RewardConfig, callbacks: list[Any]) -> ExactRewardTrainer:
-            loaded = models.load_reward(config.model, tokenizer, dtype, config.trust_remote_code, config.seed)
+            loaded = models.load_reward(
+                config.model, tokenizer, begun.dtype, config.trust_remote_code, config.seed
+            )
             models.check_targets(loaded.model, config.lora_targets)
             return ExactRewardTrainer(
                 config, kept, loaded, targets.p if targets else None,
@@ -131,12 +116,12 @@ def train_reward(config: RewardConfig, rows: Sequence[PairRow], out: str | Path)
 
         # 4. save the model whole, the marker last
         trainer.loaded.config.reward_mean = mean
-        output.publish(lambda folder: _save(config, trainer, tokenizer.hf, precision, folder))
+        output.publish(lambda folder: _save(begun, trainer, folder))
         summary = {
             "model": str(out), "pairs": len(kept), "steps": done.result.global_step, "precision": precision,
-            "loss": done.result.training_loss, "metrics": _closing(done.metrics), "reward_mean": mean,
-            "targets": targets.summary() if targets else None, "held_out": measured,
-            "seconds": {"start": round(done.begun - started, 2), "train": round(trained - done.begun, 2),
+            "loss": done.result.training_loss, "metrics": done.shown("accuracy", "margin", "mean_reward"),
+            "reward_mean": mean, "targets": targets.summary() if targets else None, "held_out": measured,
+            "seconds": {"start": round(done.began - started, 2), "train": round(trained - done.began, 2),
                         "measure and save": round(time.monotonic() - trained, 2)},
         }  # fmt: skip
         output.finish(summary)
@@ -168,13 +153,9 @@ def split(rows: Sequence[PairRow], held_out: float, seed: int) -> tuple[list[Pai
 
 def pair_rewards(trainer: Any, rows: Sequence[PairRow]) -> tuple[Rewards, Rewards]:
     """The rewards of chosen and of rejected by the trainer's model, each of shape (rows,)."""
-    order = sorted(range(len(rows)), key=lambda i: -rows[i].length)  # batches pad little
-    size = trainer.args.per_device_train_batch_size
     found = np.empty((2, len(rows)))
     trainer.model.eval()
-    for start in range(0, len(rows), size):
-        picked = order[start : start + size]
-        batch = trainer._prepare_inputs(trainer.data_collator([_example(rows[i]) for i in picked]))
+    for picked, batch in trainer.batches(rows, _example):
         with torch.no_grad(), trainer.compute_loss_context_manager():
             scores = trainer.model(**batch, use_cache=False).logits  # (2 · size, 1)
         found[:, picked] = scores.double().cpu().numpy().reshape(2, -1)
@@ -184,7 +165,7 @@ def pair_rewards(trainer: Any, rows: Sequence[PairRow]) -> tuple[Rewards, Reward
 def _check_margins(config: RewardConfig, rows: Sequence[PairRow]) -> None:
     missing = [row for row in rows if row.margin is None or not np.isfinite(row.margin)]
     if config.margin_scale and missing:
-        where = missing[0].where or f"pair {missing[0].pair_id}"
+        where = missing[0].place
         raise InputError(f"{len(missing):,} of {len(rows):,} pairs have no margin, the first is {where}",
                          where="--margin-scale",
                          hint="Judge by a method that scores, and make the pairs again.")  # fmt: skip
@@ -196,17 +177,10 @@ def _arguments(config: RewardConfig, precision: str, output: Output) -> TrlConfi
     )
 
 
-def _save(config: RewardConfig, trainer: Any, tokenizer: Any, precision: str,
-          folder: Path) -> None:  # fmt: skip
-    """The whole model at `folder`, with LoRA merged and the adapter beside it: vLLM serves no adapters of
-    reward models."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if config.lora_r:
-        model.save_pretrained(folder / "adapter")
-        model = model.merge_and_unload()
-    models.save(trainer.loaded, model, config.model, tokenizer, dtype, folder)
-    tokenizer.save_pretrained(folder)  # with the pad token
+def _save(begun: running.Begun, trainer: Any, folder: Path) -> None:
+    """The whole model, with LoRA merged: vLLM serves no adapters of reward models."""
+    begun.save(trainer, folder, merge=True)
+    begun.tokenizer.hf.save_pretrained(folder)  # with the pad token
 
 
 def _dataset(
@@ -226,8 +200,3 @@ def _dataset(
 def _example(row: PairRow) -> dict[str, list[int]]:
     return {"chosen_ids": [*row.prompt_ids, *row.chosen_ids],
             "rejected_ids": [*row.prompt_ids, *row.rejected_ids]}  # fmt: skip
-
-
-def _closing(last: dict[str, Any]) -> dict[str, Any]:
-    """Of the last log step, what a person wants to read."""
-    return {key: last[key] for key in ("accuracy", "margin", "mean_reward") if key in last}

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import spearmanr
 
+from gavel.correlation import rank_correlation
 from train.data import PairRow
 
 Array = npt.NDArray[np.float64]
@@ -72,10 +72,3 @@ def calibration(difference: Array) -> list[Bin]:
         for held in (place == b for b in range(_BINS))
         if held.any()
     ]
-
-
-def rank_correlation(one: Array, other: Array) -> float | None:
-    """Spearman's ρ, None where one of them never varies."""
-    if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
-        return None
-    return float(spearmanr(one, other).statistic)

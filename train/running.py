@@ -11,6 +11,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import datasets
@@ -23,17 +25,19 @@ from transformers.training_args import OptimizerNames
 
 from gavel.command import say
 from gavel.errors import CheckFailed, InputError
-from train import models
+from gavel.tokenizer import HfTokenizer
+from gavel.weights import weights_version
+from train import models, soft
 from train.callbacks import Bar, Checkpoints, Metrics, stopping
-from train.config import SCHEDULES, TrainConfig
-from train.data import PairRow
-from train.output import Output
+from train.config import SCHEDULES, PairConfig, TrainConfig
+from train.data import PairRow, data_version
+from train.output import Output, step_of
 
 C = TypeVar("C", bound=TrainConfig)
 
 ROW = "row"  # column: a row's place in the data
 #: Columns of a data set that TRL's collators would drop, and their types in a batch.
-CARRIED = {ROW: torch.int64, "p_chosen": torch.float32}
+CARRIED = {ROW: torch.int64, soft.COLUMN: torch.float32}
 _NAMED = 8  # rows that an error names
 
 
@@ -85,6 +89,7 @@ class ExactRows:
 
     Attributes:
         rows: what is trained on, by the column ROW of the data set. loaded: the model as it came.
+        totals: what a trainer's `counts` give for the batch under way, over all processes.
         stepping: whether the optimiser may be at work on the weights. by_length: whether micro-batches are
             made of rows of like length, which changes nothing where the objective is a sum over rows.
     """
@@ -94,6 +99,7 @@ class ExactRows:
     rows: Sequence[PairRow]
     loaded: models.Loaded
     stepping = False
+    totals: list[float]
     _places: list[int]  # of the batch under way
 
     def carry(self: Any) -> None:
@@ -115,11 +121,31 @@ class ExactRows:
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return ByLength([row.length for row in self.rows], batch, self.args.seed)
 
+    def counts(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the means of the objective are divided by, of a collated micro-batch, shape (means,)."""
+        raise NotImplementedError
+
     def get_batch_samples(self: Any, *args: Any) -> Any:
+        """Counts what the means over the whole batch are divided by."""
         batches, items = super().get_batch_samples(*args)  # type: ignore[misc]
         self.stepping = False
         self._places = [place for batch in batches for place in batch[ROW].tolist()]
+        if batches:
+            counts = torch.stack([self.counts(batch) for batch in batches]).sum(dim=0)
+            counts = self.accelerator.gather(counts.to(self.accelerator.device)[None]).sum(dim=0)
+            # gradients are averaged over processes, the objective is a sum over their shares
+            self.totals = (counts / self.accelerator.num_processes).tolist()
         return batches, items
+
+    def batches(
+        self: Any, rows: Sequence[PairRow], example: Callable[[PairRow], dict[str, Any]]
+    ) -> Iterator[tuple[list[int], Any]]:
+        """Rows as collated batches, each with their places; longest first, so that batches pad little."""
+        order = sorted(range(len(rows)), key=lambda place: -rows[place].length)
+        size = self.args.per_device_train_batch_size
+        for start in range(0, len(rows), size):
+            picked = order[start : start + size]
+            yield picked, self._prepare_inputs(self.data_collator([example(rows[i]) for i in picked]))
 
     def finite(self: Any, loss: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """The loss of a micro-batch. Raises NotANumber, naming its rows."""
@@ -153,12 +179,66 @@ class ExactRows:
 
 @dataclass(frozen=True)
 class Done:
-    """A training that came to its end. metrics: of the last log step. begun: when training itself began."""
+    """A training that came to its end. metrics: of the last log step. began: when training itself did."""
 
     trainer: Any
     result: Any
     metrics: dict[str, Any]
-    begun: float
+    began: float
+
+    def shown(self, *names: str) -> dict[str, Any]:
+        """Of the metrics, what a person wants to read."""
+        return {name: self.metrics[name] for name in names if name in self.metrics}
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A training that has its directory. finished: its summary, where it was carried out before."""
+
+    config: PairConfig
+    output: Output
+    precision: str
+    finished: dict[str, Any] | None
+
+    @cached_property
+    def tokenizer(self) -> HfTokenizer:
+        """That of the model that training starts from."""
+        return HfTokenizer.load(self.config.model, trust_remote_code=self.config.trust_remote_code)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights as they are loaded: a base that stays frozen needs no float32."""
+        frozen = self.config.lora_r > 0 and self.precision == "bf16"
+        return torch.bfloat16 if frozen else torch.float32
+
+    def save(self, trainer: Any, folder: Path, *, merge: bool) -> None:
+        """The model at `folder`; with LoRA the adapter, or the merged model with the adapter beside it."""
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        model, source = trainer.accelerator.unwrap_model(trainer.model), self.config.model
+        if self.config.lora_r:
+            model.save_pretrained(folder / "adapter" if merge else folder)
+            if not merge:
+                models.save_companions(source, self.tokenizer.hf, folder)
+                return
+            model = model.merge_and_unload()
+        models.save(trainer.loaded, model, source, self.tokenizer.hf, dtype, folder)
+
+
+@contextlib.contextmanager
+def begin(stage: str, config: PairConfig, rows: Sequence[PairRow], out: str | Path) -> Iterator[Begun]:
+    """Opens the directory of a training, and says so where it is finished already.
+
+    Raises InputError where it holds the work of other settings or data.
+    """
+    precision = resolve(config.precision)
+    plan = {"stage": stage, "config": config.shaping() | {"precision": precision},
+            "weights": weights_version(config.model), "data": data_version(rows, config.soft_labels),
+            "pairs": len(rows)}  # fmt: skip
+    with Output.open(out) as output:
+        finished = output.begin(plan)
+        if finished is not None:
+            say(f"{out} is finished already; nothing to do")
+        yield Begun(config, output, precision, finished)
 
 
 def run(config: C, output: Output, make: Callable[[C, list[Any]], Any]) -> Done:
@@ -173,7 +253,7 @@ def run(config: C, output: Output, make: Callable[[C, list[Any]], Any]) -> Done:
     """
     while True:
         checkpoint = output.newest_checkpoint()
-        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        step = step_of(checkpoint) if checkpoint else 0
         output.rewind_metrics(step)
         if checkpoint:
             say(f"resuming after step {step}")
@@ -182,17 +262,17 @@ def run(config: C, output: Output, make: Callable[[C, list[Any]], Any]) -> Done:
         try:
             trainer = make(config, [metrics, checkpoints, *bar()])
             trainer.remove_callback(PrinterCallback)
-            begun = time.monotonic()
+            began = time.monotonic()
             with stopping(checkpoints):
                 result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            return Done(trainer, result, metrics.last, begun)
+            return Done(trainer, result, metrics.last, began)
         except NotANumber as error:
             error.hint = f"{error.hint or ''} {_kept(trainer, output)}".strip()
             raise
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            smaller = _smaller(config)
+            smaller = config.halved_micro_batch
             kept = _kept(trainer, output)
             if smaller is None or not config.halve_micro_batch:
                 raise InputError("out of memory while training",
@@ -214,12 +294,6 @@ def out_of_memory(error: Exception) -> bool:
     )
 
 
-def _smaller(config: TrainConfig) -> int | None:
-    """The next smaller divisor of the batch that is at most half; None for a micro-batch of one."""
-    half = config.micro_batch_size // 2
-    return next((n for n in range(half, 0, -1) if config.batch_size % n == 0), None)
-
-
 def _less_memory(config: TrainConfig, smaller: int | None) -> str:
     ways = []
     if smaller is not None:
@@ -234,12 +308,14 @@ def _less_memory(config: TrainConfig, smaller: int | None) -> str:
 def _kept(trainer: Any, output: Output) -> str:
     """Saves the weights of the last whole step, unless the optimiser was at work on them, and says what
     there is."""
-    if trainer is not None and trainer.state.global_step > 0 and not trainer.stepping:
+    newest = output.newest_checkpoint()
+    step = trainer.state.global_step if trainer is not None and not trainer.stepping else 0
+    if step > (step_of(newest) if newest else 0):
         with contextlib.suppress(RuntimeError, OSError):  # no memory, no disk: what was saved before remains
             trainer._save_checkpoint(trainer.model, None)
-            output.mark_whole(trainer.state.global_step)
+            output.mark_whole(step)
     newest = output.newest_checkpoint()
-    return f"The state of step {newest.name.rpartition('-')[2]} is in {newest}." if newest else ""
+    return f"The state of step {step_of(newest)} is in {newest}." if newest else ""
 
 
 def check_names(config: TrainConfig) -> None:
@@ -255,25 +331,24 @@ def check_names(config: TrainConfig) -> None:
                              hint=f"Installed here: {', '.join(trackers) or 'none'}")  # fmt: skip
 
 
-def check_rows(config: TrainConfig, rows: Sequence[PairRow]) -> None:
-    """Refuses what would be truncated or divide by zero."""
-    if not rows:
-        raise InputError("there are no pairs to train on", where="--data")
-    check_lengths(config, rows)
+def check_batch(config: TrainConfig, rows: Sequence[PairRow]) -> None:
+    """Refuses fewer rows to train on than one batch."""
     if len(rows) < config.batch_size:
         raise InputError(f"{len(rows):,} pairs to train on are fewer than one batch of {config.batch_size:,}",
                          where="--batch-size", hint="Lower it, or make more pairs.")  # fmt: skip
 
 
-def check_lengths(config: TrainConfig, rows: Sequence[PairRow]) -> None:
-    """Refuses pairs that are empty or longer than the model's context."""
+def check_rows(config: TrainConfig, rows: Sequence[PairRow]) -> None:
+    """Refuses what would be truncated or divide by zero."""
+    if not rows:
+        raise InputError("there are no pairs to train on", where="--data")
     context = models.context_of(config.model, config.trust_remote_code)
     for row in rows:
         if context is not None and row.length > context:
             raise InputError(f"{row.length} tokens, the model's context is {context}",
-                             where=row.where or f"pair {row.pair_id}")  # fmt: skip
+                             where=row.place)  # fmt: skip
         if not (row.prompt_ids and row.chosen_ids and row.rejected_ids):
-            raise InputError("empty prompt or completion", where=row.where or f"pair {row.pair_id}")
+            raise InputError("empty prompt or completion", where=row.place)
 
 
 def arguments(config: TrainConfig, precision: str, output: Output) -> dict[str, Any]:

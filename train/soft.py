@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from gavel.errors import InputError
-from train.config import DpoConfig, RewardConfig
+from train.config import PairConfig
 from train.data import PairRow
 
 #: Of the examples and batches, beside TRL's own columns.
@@ -43,7 +43,7 @@ class Targets:
                 "mean_p_chosen": math.fsum(self.p) / len(self.p)}  # fmt: skip
 
 
-def targets(config: DpoConfig | RewardConfig, rows: Sequence[PairRow]) -> Targets | None:
+def targets(config: PairConfig, rows: Sequence[PairRow]) -> Targets | None:
     """The target of every row, None where the labels are taken as certain.
 
     Raises InputError for a row without a probability, unless there is label smoothing, and for one whose
@@ -57,10 +57,10 @@ def targets(config: DpoConfig | RewardConfig, rows: Sequence[PairRow]) -> Target
     for row in rows:
         if row.p_chosen is not None and not 0 <= row.p_chosen <= 1:  # NaN as well
             raise InputError(f"p_chosen is {row.p_chosen}, not a probability",
-                             where=row.where or f"pair {row.pair_id}")  # fmt: skip
+                             where=row.place)  # fmt: skip
     missing = [row for row in rows if row.p_chosen is None]
     if missing and not config.label_smoothing:
-        first = missing[0].where or f"pair {missing[0].pair_id}"
+        first = missing[0].place
         raise InputError(
             f"{len(missing):,} of {len(rows):,} pairs have no probability that chosen is better, "
             f"the first is {first}",
