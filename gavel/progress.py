@@ -11,15 +11,23 @@ _EVERY_S = 15.0
 
 
 class Progress:
-    """Counts what is done. `with Progress("sampling", total) as progress: progress.advance()`."""
+    """Counts what is done. `with Progress("sampling", total) as progress: progress.advance()`.
+
+    Inside another one that is open it shows nothing: a person wants to see the whole.
+    """
+
+    _open = 0
 
     def __init__(self, label: str, total: int | None) -> None:
         self.label, self.total, self.done = label, total, 0
         self._bar: Any = None
+        self._inner = False
         self._started = self._shown = time.monotonic()
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        self._inner = Progress._open > 0
+        Progress._open += 1
+        if sys.stderr.isatty() and not self._inner:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -38,6 +46,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        Progress._open -= 1
         if self._bar is not None:
             self._bar.stop()
 
@@ -48,7 +57,7 @@ class Progress:
             self._bar.advance(0, count)
             return
         now = time.monotonic()
-        if now - self._shown > _EVERY_S:
+        if not self._inner and now - self._shown > _EVERY_S:
             self._shown = now
             of = f" of {self.total:,}" if self.total else ""
             rate = self.done / (now - self._started)

@@ -1,7 +1,9 @@
 """A reward model as judge: the raw score of a sequence-classification model with one label.
 
 The sequence is what a policy trains on: the prompt by the model's chat template, the candidate as the
-assistant's turn, and the token that ends it, left out where the candidate was cut off.
+assistant's turn, and the token that ends it, left out where the candidate was cut off. A candidate that was
+sampled with a tokenizer that renders the prompt to the same ids is read as the ids that were sampled, its
+thinking included, as `gavel train reward` reads it.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gavel.errors import RowError
+from gavel.packed import unpack_ids
 from gavel.protocols import Capability, Rewarded, RewardRequest, Tokenizer
 from gavel.records import Completion, Judgment, Prompt, digest
 from gavel.templates import as_text
@@ -24,7 +27,7 @@ class Reward:
     plain: bool | None = None
 
     name: str = field(default="reward", init=False)
-    parser: str = field(default="reward/1", init=False)
+    parser: str = field(default="reward/2", init=False)
     aspects: tuple[str, ...] = field(default=("reward",), init=False)
     call: Call = field(default=Call.REWARD, init=False)
     one_prompt: bool = field(default=False, init=False)
@@ -48,12 +51,15 @@ class Reward:
     def render(self, item: Item, tokenizer: Tokenizer | None) -> list[Request]:
         assert tokenizer is not None, "needs TOKENS"
         completion = item.completions[0]
+        ids = [] if self._is_plain(tokenizer) else tokenizer.chat_ids(item.prompt.messages)
+        if completion.token_ids is not None and completion.prompt_hash == digest("prompt_ids", ids):
+            return [RewardRequest(key="", token_ids=ids + unpack_ids(completion.token_ids))]
         if not completion.text:
             raise RowError("the text is empty")
-        if self.plain or (self.plain is None and not tokenizer.has_chat_template):
+        if self._is_plain(tokenizer):
             ids, _ = tokenizer.span_ids(as_text(item.prompt.messages) + "\n\n", completion.text)
         else:
-            ids = tokenizer.chat_ids(item.prompt.messages) + tokenizer.text_ids(completion.text)
+            ids += tokenizer.text_ids(completion.text)
         ending = [] if completion.finish_reason == "length" else [tokenizer.eos_id]
         return [RewardRequest(key="", token_ids=[*ids, *ending])]
 
@@ -61,3 +67,6 @@ class Reward:
         (reply,) = replies
         assert isinstance(reply, Rewarded), "Call.REWARD"
         return Verdict(score=reply.reward)
+
+    def _is_plain(self, tokenizer: Tokenizer) -> bool:
+        return bool(self.plain) or (self.plain is None and not tokenizer.has_chat_template)

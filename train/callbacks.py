@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
@@ -19,9 +19,9 @@ from gavel.errors import CheckFailed
 from gavel.rundir import JsonlWriter
 from train.output import Output
 
-_CHECKPOINT_S = 300.0
-_LAST_CHECKPOINT_S = 60.0
-_SAY_S = 30.0
+CHECKPOINT_S = 300.0  # between checkpoints, unless steps are counted
+LAST_CHECKPOINT_S = 60.0  # unsaved work that is worth one right before the model is saved
+SAY_S = 30.0  # between lines where there is no terminal
 
 
 _RESTARTED = {"num_tokens"}  # TRL counts anew after a resume
@@ -52,7 +52,7 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
         kept = {k: _number(v) for k, v in logs.items() if k not in _RESTARTED}
         self.last = {"step": state.global_step, **kept}
         self._writer.append_line(json.dumps(self.last).encode() + b"\n")
-        if time.monotonic() - self._said > _SAY_S and not sys.stderr.isatty():
+        if time.monotonic() - self._said > SAY_S and not sys.stderr.isatty():
             self._said = time.monotonic()
             say(f"step {state.global_step}/{state.max_steps}: loss {logs['loss']:.4g}")
 
@@ -85,11 +85,11 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         unsaved_s = time.monotonic() - self._saved
         if state.global_step >= state.max_steps:
-            control.should_save |= unsaved_s > _LAST_CHECKPOINT_S  # in case saving the model is interrupted
+            control.should_save |= unsaved_s > LAST_CHECKPOINT_S  # in case saving the model is interrupted
         elif self._save_steps:
             control.should_save |= state.global_step % self._save_steps == 0
         else:
-            control.should_save |= unsaved_s > _CHECKPOINT_S
+            control.should_save |= unsaved_s > CHECKPOINT_S
         if self.stop_requested:
             control.should_save = control.should_training_stop = True
 
@@ -98,8 +98,14 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         self._saved = time.monotonic()
 
 
+class Stoppable(Protocol):
+    """What looks at `stop_requested` after each step."""
+
+    stop_requested: bool
+
+
 @contextlib.contextmanager
-def stopping(checkpoints: Checkpoints) -> Iterator[None]:
+def stopping(checkpoints: Stoppable) -> Iterator[None]:
     """SIGINT and SIGTERM end training after the step under way, with a checkpoint, then raise
     KeyboardInterrupt; a second signal raises it at once."""
     before: dict[signal.Signals, Any] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,23 @@ def save(loaded: Loaded, model: Any, source: str, tokenizer: Any, dtype: torch.d
     model.config, model.generation_config = loaded.config, loaded.generation_config
     model.to(dtype).save_pretrained(folder)
     save_companions(source, tokenizer, folder)
+
+
+def save_state(loaded: Loaded, state: Mapping[str, torch.Tensor], dtype: torch.dtype, folder: Path) -> None:
+    """Saves weights that are not those of a module at rest, and the configuration; the model stays as it is.
+
+    Args:
+        state: by the names of `loaded.model` as it came; tensors that share memory are saved once.
+    """
+    cast: dict[int, torch.Tensor] = {}
+    for weight in state.values():
+        cast.setdefault(weight.data_ptr(), weight.detach().to(dtype))
+    loaded.model.save_pretrained(folder, state_dict={k: cast[w.data_ptr()] for k, w in state.items()})
+    config = copy.deepcopy(loaded.config)
+    config.dtype, config.architectures = dtype, [type(loaded.model).__name__]
+    config.save_pretrained(folder)
+    if loaded.generation_config is not None:
+        loaded.generation_config.save_pretrained(folder)
 
 
 def save_companions(source: str, tokenizer: Any, folder: Path) -> None:

@@ -277,7 +277,7 @@ def run(config: C, output: Output, make: Callable[[C, list[Any]], Any]) -> Done:
             if smaller is None or not config.halve_micro_batch:
                 raise InputError("out of memory while training",
                                  where=f"--micro-batch {config.micro_batch_size}",
-                                 hint=f"{_less_memory(config, smaller)} {kept}") from None  # fmt: skip
+                                 hint=f"{less_memory(config, smaller)} {kept}") from None  # fmt: skip
         say(f"out of memory with a micro-batch of {config.micro_batch_size}: going on with {smaller}")
         config = replace(config, micro_batch=smaller)
         del trainer
@@ -294,7 +294,8 @@ def out_of_memory(error: Exception) -> bool:
     )
 
 
-def _less_memory(config: TrainConfig, smaller: int | None) -> str:
+def less_memory(config: TrainConfig, smaller: int | None) -> str:
+    """What a person can do about it. smaller: a micro-batch that can be tried."""
     ways = []
     if smaller is not None:
         ways.append(

@@ -1,0 +1,155 @@
+"""Policy and critic as one module, so that accelerate wraps, and an optimiser steps, both at once; beside
+them the reference, which stays as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gavel.errors import InputError
+from gavel.tokenizer import HfTokenizer
+from train import models
+from train.config import PpoConfig
+from train.ppo_terms import entropies, selected_logps
+from train.rollout import Tokens
+
+
+class ActorCritic(nn.Module):  # type: ignore[misc]
+    """policy: a causal language model. critic: a sequence-classification model with one label, read at every
+    position. offset: taken off its values, so that they begin around 0."""
+
+    def __init__(self, policy: Any, critic: Any, offset: float = 0.0) -> None:
+        super().__init__()
+        self.policy, self.critic, self.offset = policy, critic, offset
+
+    def forward(self, tokens: Tokens, temperature: float, entropy: bool = False) -> tuple[Tensor, ...]:
+        """Log-probabilities of the completion tokens at `temperature`, (B, R); values of the states before
+        each token and after the last, (B, R + 1); with `entropy` each position's, (B, R)."""
+        logits = completion_logits(self.policy, tokens) / temperature
+        found = (selected_logps(logits, tokens.completion_ids), self._values(tokens))
+        return (*found, entropies(logits)) if entropy else found
+
+    def _values(self, tokens: Tokens) -> Tensor:
+        critic = self.critic.get_base_model() if hasattr(self.critic, "get_base_model") else self.critic
+        body = getattr(critic, critic.base_model_prefix)
+        hidden = body(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask,
+            position_ids=tokens.position_ids, use_cache=False,
+        ).last_hidden_state  # (B, P + R, d)  # fmt: skip
+        kept = hidden[:, -tokens.completion_ids.shape[1] - 1 :]
+        values: Tensor = critic.score(kept).squeeze(-1).float() - self.offset
+        return values
+
+
+def completion_logits(policy: Any, tokens: Tokens) -> Tensor:
+    """(B, R, V): float32 logits of the completion tokens alone."""
+    room = tokens.completion_ids.shape[1]
+    logits = policy(
+        input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, position_ids=tokens.position_ids,
+        use_cache=False, logits_to_keep=room + 1,
+    ).logits  # fmt: skip
+    return logits[:, -room - 1 : -1].float()
+
+
+@dataclass(frozen=True)
+class Models:
+    """What PPO computes with. policy, critic: as they came. reference: frozen, None where it is the policy
+    without its adapter."""
+
+    module: ActorCritic
+    policy: models.Loaded
+    critic: models.Loaded
+    reference: Any
+
+    def ref_logps(self, tokens: Tokens, temperature: float) -> Tensor:
+        """(B, R): log-probabilities by the reference."""
+        with self._reference() as model:
+            logits = completion_logits(model, tokens) / temperature
+        return selected_logps(logits, tokens.completion_ids)
+
+    @contextlib.contextmanager
+    def _reference(self) -> Iterator[Any]:
+        if self.reference is not None:
+            yield self.reference
+        else:
+            with self.module.policy.disable_adapter():
+                yield self.module.policy
+
+
+def merged(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a model with a LoRA adapter as those of a model without one: W + scaling · B A (Hu et
+    al. 2021, arXiv 2106.09685, eq. 3). Nothing is changed in place, so training goes on to the bit.
+
+    Args:
+        model: a peft model. state: its state, by the names it has there.
+    """
+    base = {name.removeprefix("base_model.model."): weight for name, weight in state.items()}
+    adapted = {
+        name.removeprefix("base_model.model."): layer
+        for name, layer in model.named_modules() if hasattr(layer, "lora_A")
+    }  # fmt: skip
+    found = {}
+    for name, weight in base.items():
+        layer, inside, end = name.partition(".base_layer.")
+        if not inside:
+            if ".lora_" not in name:
+                found[name] = weight
+            continue
+        if end == "weight":
+            a, b = (base[f"{layer}.lora_{side}.default.weight"] for side in "AB")
+            delta = adapted[layer].scaling["default"] * (b @ a)
+            weight = weight + (delta.T if adapted[layer].fan_in_fan_out else delta).to(weight.dtype)
+        found[f"{layer}.{end}"] = weight
+    return found
+
+
+def load(config: PpoConfig, tokenizer: HfTokenizer, dtype: torch.dtype) -> Models:
+    """Loads policy, reference and critic, all dropout off.
+
+    Raises InputError where one cannot be loaded, or the critic's tokenizer is not the policy's.
+    """
+    _check_critic(config, tokenizer)
+    trust = config.trust_remote_code
+    policy = models.load(config.model, dtype, trust)
+    models.check_targets(policy.model, config.lora_targets)
+    critic = models.load_reward(config.critic or config.model, copy.deepcopy(tokenizer), dtype, trust,
+                                config.seed)  # fmt: skip
+    offset = float(getattr(critic.config, "reward_mean", 0.0)) if config.critic else 0.0
+    if config.critic is None:
+        with torch.no_grad():
+            critic.model.score.weight.zero_()
+    reference = None
+    if not config.lora_r:
+        reference = copy.deepcopy(policy.model).requires_grad_(False).eval()
+    trained = [
+        _trained(config, loaded.model, task) for loaded, task in ((policy, "CAUSAL_LM"), (critic, "SEQ_CLS"))
+    ]
+    return Models(ActorCritic(trained[0], trained[1], offset), policy, critic, reference)
+
+
+def _trained(config: PpoConfig, model: Any, task: str) -> Any:
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if not config.lora_r:
+        return model
+    import peft
+
+    return peft.get_peft_model(model, models.lora(config, task))
+
+
+def _check_critic(config: PpoConfig, tokenizer: HfTokenizer) -> None:
+    """Refuses a critic that reads other tokens than the policy writes."""
+    if config.critic is None:
+        return
+    critic = HfTokenizer.load(config.critic, trust_remote_code=config.trust_remote_code)
+    if not tokenizer.hf.get_vocab().items() <= critic.hf.get_vocab().items():
+        raise InputError(
+            "its tokenizer gives other token ids than the policy's", where=f"--critic {config.critic}",
+            hint="Give a reward model that was trained from the policy's own model, or none.",
+        )  # fmt: skip

@@ -1,0 +1,226 @@
+"""Proximal policy optimisation of a language model against a judge's scores (Schulman et al. 2017; Ouyang et
+al. 2022, arXiv 2203.02155; the details of Huang et al. 2024, arXiv 2403.17031).
+
+Each iteration samples `batch_size` completions from the live engine, scores them, and takes `ppo_epochs`
+passes over them. A token is an action, EOS too where it was sampled. The reward of a token is −kl_coef ·
+(log π_old − log π_ref), and of the last one the judge's score as well. One optimiser step over N tokens
+minimises
+
+    1/N Σ_t [ w_t · max(−ρ_t A_t, −clamp(ρ_t, 1 ± clip) A_t)
+              + value_coef · ½ max((V_t − R_t)², (V_t^clip − R_t)²) ],
+
+ρ = π / π_old, A the whitened advantages, R the returns, w the truncated importance weights of old policy
+against sampler. Log-probabilities are the trainer's, at the sampling temperature, all dropout off; the
+sampler's serve for w alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gavel.command import say
+from gavel.errors import CheckFailed, InputError
+from gavel.records import Prompt, digest
+from gavel.tokenizer import HfTokenizer
+from gavel.weights import weights_version
+from train import actor_critic, models, running
+from train.callbacks import stopping
+from train.config import PpoConfig
+from train.experience import experience
+from train.output import Output, step_of
+from train.ppo_learner import Learner, shuffled
+from train.ppo_log import Log
+from train.rollout import Rollout, Sampler, Scorer
+
+_PROBED = 4  # completions
+#: How far engine and trainer may differ in a token's log-probability, on average: rounding, no more.
+_TOLERANCE = {"fp32": 0.005, "bf16": 0.1}
+
+
+def train_ppo(
+    config: PpoConfig, prompts: Sequence[Prompt], sampler: Sampler, scorer: Scorer, out: str | Path
+) -> dict[str, Any]:
+    """Trains `config.model` on what `scorer` says of completions that `sampler` draws, saves it to `out`.
+
+    The same call on the same `out` resumes from the newest whole checkpoint; on a CPU what follows is the
+    same to the bit. SIGTERM and Ctrl-C leave a checkpoint and raise KeyboardInterrupt.
+
+    Args:
+        sampler: its engine has the weights of `config.model` or of any policy trained from it.
+
+    Returns: the summary that gavel.json keeps.
+
+    Raises:
+        InputError: fewer prompts than an iteration takes, a model or critic that cannot be loaded, an `out`
+            that holds the work of other settings or data, or out of memory.
+        CheckFailed: a loss that is not a number, not one usable score, or an engine whose log-probabilities
+            are not those of the weights it was given.
+    """
+    running.quiet()
+    running.check_names(config)
+    iterations = _iterations(config, prompts)
+    precision = running.resolve(config.precision)
+
+    with Output.open(out) as output:
+        finished = output.begin(_plan(config, precision, prompts, sampler, scorer))
+        if finished is not None:
+            say(f"{out} is finished already; nothing to do")
+            return finished
+        tokenizer = HfTokenizer.load(config.model, trust_remote_code=config.trust_remote_code)
+        frozen = config.lora_r > 0 and precision == "bf16"
+        loaded = actor_critic.load(config, tokenizer, torch.bfloat16 if frozen else torch.float32)
+        learner = Learner(config, loaded, precision, iterations * config.steps_per_iteration)
+        policy = _LivePolicy(learner, sampler, output.path / ".weights", precision)
+        start = _restore(learner, output)
+        if start:
+            policy.push(start)
+
+        with Log(config, output, learner, iterations, start) as log, stopping(log):
+            for iteration in range(start, iterations):
+                with log.timed("sample"):  # 1. completions from the engine, which has the newest weights
+                    rollouts = sampler.sample(iteration, list(_drawn(config, prompts, iteration)))
+                with log.timed("score"):  # 2. the judge's word on each
+                    scores = scorer.score(iteration, rollouts)
+                with log.timed("evaluate"):  # 3. log-probabilities of policy and reference, values
+                    said = learner.evaluate(rollouts)
+                # 4. rewards by token, advantages, returns
+                kl_coef = learner.kl.coef
+                learned = experience(config, rollouts, scores, said, kl_coef)
+                policy.check(learned.mismatch)
+                with log.timed("update"):  # 5. clipped steps
+                    policy.remember(rollouts[:_PROBED])
+                    steps = learner.update(iteration, rollouts, learned)
+                learner.kl.update(learned.mean(learned.kl), len(rollouts))  # 6. the KL coefficient
+                with log.timed("push"):  # 7. the engine takes the new weights, and proves it
+                    probed = policy.push(iteration + 1)
+                # 8. figures and, where it is time, a checkpoint
+                more = {"objective/kl_coef": kl_coef, "sampler/probe": probed}
+                log.end(iteration, rollouts, learned, steps | more)
+                if log.stop_requested:
+                    raise KeyboardInterrupt
+
+        with log.timed("save"):
+            output.publish(lambda folder: _save(config, learner, tokenizer, precision, folder))
+        summary = {
+            "model": str(out), "prompts": len(prompts), "iterations": iterations, "precision": precision,
+            "completions": iterations * config.batch_size, "metrics": log.shown(), "seconds": log.seconds,
+        }  # fmt: skip
+        shutil.rmtree(policy.folder, ignore_errors=True)
+        output.finish(summary)
+        return summary
+
+
+class _LivePolicy:
+    """The engine's copy of the policy: pushed by way of a directory for each version, and probed."""
+
+    def __init__(self, learner: Learner, sampler: Sampler, folder: Path, precision: str) -> None:
+        self.folder = folder
+        self._learner, self._sampler = learner, sampler
+        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._tolerance = _TOLERANCE[precision]
+        self._rollouts: Sequence[Rollout] = ()
+        self._before: list[list[float]] = []
+
+    def remember(self, rollouts: Sequence[Rollout]) -> None:
+        """What the weights before an update say, to tell them from the weights after it."""
+        self._rollouts, self._before = rollouts, self._learner.raw_logps(rollouts)
+
+    def push(self, version: int) -> float:
+        """Gives the engine the newest weights. Returns the mean |Δ log-probability| of the probe, 0 where
+        there is nothing to probe with.
+
+        Raises CheckFailed where the engine does not have them afterwards.
+        """
+        folder = self.folder / f"{version:06d}"
+        shutil.rmtree(folder, ignore_errors=True)
+        models.save_state(self._learner.models.policy, self._learner.policy_state(), self._dtype, folder)
+        self._sampler.load_weights(folder)
+        for old in self.folder.iterdir():
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)
+        return self._probe() if self._rollouts else 0.0
+
+    def _probe(self) -> float:
+        found = _flat(self._sampler.logps(self._rollouts))
+        now, before = _flat(self._learner.raw_logps(self._rollouts)), _flat(self._before)
+        off, stale = (float((found - other).abs().mean()) for other in (now, before))
+        moved = float((now - before).abs().mean())
+        if stale < off and moved > 5 * stale:
+            raise CheckFailed(
+                f"the engine still has the weights of before the update: it differs from them by {stale:.2g} "
+                f"nats a token, from the new ones by {off:.2g}"
+            )
+        self._refuse(off)
+        return off
+
+    def check(self, mismatch: Tensor) -> None:
+        """Raises CheckFailed where what the engine sampled from is not the policy."""
+        self._refuse(float(mismatch.mean()))
+
+    def _refuse(self, off: float) -> None:
+        if not off <= self._tolerance:
+            raise CheckFailed(
+                f"engine and trainer differ by {off:.2g} nats a token, {self._tolerance} would be rounding",
+                hint="Give the engine the trainer's precision (--dtype, --precision) and the same model.",
+            )
+
+
+def _flat(rows: Sequence[Sequence[float]]) -> Tensor:
+    return torch.tensor([value for row in rows for value in row], dtype=torch.float64)
+
+
+def _iterations(config: PpoConfig, prompts: Sequence[Prompt]) -> int:
+    """Raises InputError where the prompts do not fill one iteration."""
+    size = config.batch_size // config.n
+    if len(prompts) < size:
+        raise InputError(
+            f"{len(prompts):,} prompts are fewer than the {size:,} of an iteration",
+            where="--batch-size", hint="Lower it, raise --n, or give more prompts.",
+        )  # fmt: skip
+    return max(1, int(config.epochs * (len(prompts) // size)))
+
+
+def _drawn(config: PpoConfig, prompts: Sequence[Prompt], iteration: int) -> Iterator[Prompt]:
+    """The prompts of an iteration: in each pass over all of them a random order, of which what does not fill
+    an iteration is left out."""
+    size = config.batch_size // config.n
+    lap, within = divmod(iteration, len(prompts) // size)
+    order = shuffled(len(prompts), config.seed, "prompts", lap)
+    return (prompts[place] for place in order[within * size : (within + 1) * size])
+
+
+def _plan(config: PpoConfig, precision: str, prompts: Sequence[Prompt], sampler: Sampler,
+          scorer: Scorer) -> dict[str, Any]:  # fmt: skip
+    return {
+        "stage": "train ppo", "config": config.shaping() | {"precision": precision},
+        "weights": weights_version(config.model),
+        "critic": weights_version(config.critic) if config.critic else None,
+        "prompts": digest("prompts", [p.id for p in prompts]),
+        "sampler": sampler.identity, "scorer": scorer.identity,
+    }  # fmt: skip
+
+
+def _restore(learner: Learner, output: Output) -> int:
+    """Takes the state of the newest whole checkpoint. Returns how many iterations it has behind it."""
+    checkpoint = output.newest_checkpoint()
+    step = step_of(checkpoint) if checkpoint else 0
+    output.rewind_metrics(step)
+    if checkpoint:
+        learner.restore(checkpoint)
+        say(f"resuming after iteration {step}")
+    return step
+
+
+def _save(config: PpoConfig, learner: Learner, tokenizer: HfTokenizer, precision: str, folder: Path) -> None:
+    """The whole policy, with LoRA merged and the adapter beside it."""
+    if config.lora_r:
+        learner.models.module.policy.save_pretrained(folder / "adapter")
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    models.save_state(learner.models.policy, learner.policy_state(), dtype, folder)
+    models.save_companions(config.model, tokenizer.hf, folder)

@@ -1,0 +1,272 @@
+"""PPO's side of the tensors: forward passes, optimiser steps and checkpoints, in micro-batches, on any number
+of processes.
+
+Every process knows the whole iteration; forward passes are divided among them, row by row in the order of
+length, and what they find is put together again. A step's loss is a sum over its tokens divided by their
+number over all processes, so neither micro-batch nor number of processes changes what is optimised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import transformers
+from accelerate import Accelerator
+from torch import Tensor
+
+from gavel.command import say
+from gavel.errors import InputError
+from gavel.records import seed_for
+from train import ppo_terms as terms
+from train.actor_critic import Models, merged
+from train.config import SCHEDULES, PpoConfig
+from train.experience import Evaluated, Experience
+from train.rollout import Rollout, Tokens
+from train.running import NotANumber, less_memory, out_of_memory
+
+T = TypeVar("T")
+
+
+class Learner:
+    """Policy and critic with their optimiser.
+
+    Attributes:
+        steps: optimiser steps taken. kl: the KL coefficient. micro_batch: rows per forward pass.
+    """
+
+    def __init__(self, config: PpoConfig, models: Models, precision: str, steps: int) -> None:
+        self._config = config
+        optimiser = _optimiser(config, models)  # first: TrainingArguments sets accelerate's state anew
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if precision == "bf16" else "no", cpu=not torch.cuda.is_available()
+        )
+        self.models = models
+        self.micro_batch = config.micro_batch_size
+        self.kl = terms.AdaptiveKl(config.kl_coef, config.kl_target, config.kl_horizon)
+        if models.reference is not None:
+            models.reference.to(self.accelerator.device)
+        self.scheduler = transformers.get_scheduler(
+            SCHEDULES[config.scheduler], optimiser, _warmup(config, steps), steps
+        )
+        self._module, self._optimiser = self.accelerator.prepare(models.module, optimiser)
+        self._module.train()
+        self.accelerator.register_for_checkpointing(self.kl, self.scheduler)
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def is_main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def evaluate(self, rollouts: Sequence[Rollout]) -> Evaluated:
+        """Log-probabilities at the sampling temperature, values and entropies of completions."""
+        rows, width = len(rollouts), max(len(r.completion_ids) for r in rollouts)
+        found = torch.zeros(4, rows, width + 1, device=self.device)
+        temperature = self._config.temperature
+
+        def passes(micro: int) -> None:
+            for part, tokens in self._micro_batches(rollouts, range(rows), micro):
+                logps, values, entropy = self._module(tokens, temperature, True)
+                with self.accelerator.autocast():
+                    ref_logps = self.models.ref_logps(tokens, temperature)
+                for place, kind in enumerate((logps, ref_logps, values, entropy)):
+                    found[place, part, : kind.shape[1]] = kind.float()
+
+        self._within_memory(passes)
+        found = self.accelerator.reduce(found, "sum")
+        ends = torch.tensor([len(r.completion_ids) for r in rollouts], device=self.device)
+        after = found[2].gather(1, ends[:, None])[:, 0]
+        return Evaluated(found[0, :, :-1], found[1, :, :-1], found[2, :, :-1], after, found[3, :, :-1])
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def raw_logps(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
+        """Log-probabilities of completion tokens by the policy at temperature 1."""
+        tokens = Tokens.of(rollouts, self.device)
+        logps = self._module(tokens, 1.0)[0]
+        return [row[: len(r.completion_ids)].tolist() for row, r in zip(logps, rollouts, strict=True)]
+
+    def update(self, iteration: int, rollouts: Sequence[Rollout], learned: Experience) -> dict[str, float]:
+        """The optimiser steps of an iteration. Returns means over them under TRL's names.
+
+        Raises:
+            NotANumber: a loss or gradient that is not finite, before it touches the weights.
+            InputError: out of memory, and no smaller micro-batch may be tried.
+        """
+        stats: dict[str, list[float]] = defaultdict(list)
+        size = len(rollouts) // self._config.mini_batches
+        for epoch in range(self._config.ppo_epochs):
+            order = shuffled(len(rollouts), self._config.seed, f"iteration {iteration}", epoch)
+            for start in range(0, len(order), size):
+                for name, value in self._step(
+                    iteration, rollouts, learned, order[start : start + size]
+                ).items():
+                    stats[name].append(value)
+        ratios = torch.tensor(stats["val/ratio"])
+        means = {name: sum(values) / len(values) for name, values in stats.items()}
+        return means | {"val/ratio_var": float(ratios.var(correction=0))}
+
+    def _step(self, iteration: int, rollouts: Sequence[Rollout], learned: Experience,
+              rows: Sequence[int]) -> dict[str, float]:  # fmt: skip
+        """One optimiser step on some of the completions."""
+        config = self._config
+        count = learned.mask[list(rows)].sum()
+        if not count:
+            return {}
+        sums = self._within_memory(lambda micro: self._gradients(rollouts, learned, rows, micro, count))
+        sums = self.accelerator.reduce(sums, "sum") / count
+        norms = [
+            float(self.accelerator.clip_grad_norm_(part.parameters(), config.max_grad_norm or math.inf))
+            for part in (self.models.module.policy, self.models.module.critic)
+        ]
+        if not all(map(math.isfinite, [*norms, float(sums[0]), float(sums[1])])):
+            self._optimiser.zero_grad()
+            raise _not_a_number(iteration, sums, norms, [rollouts[row] for row in rows])
+        learning_rate = self.scheduler.get_last_lr()[0]
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+        self.scheduler.step()
+        names = ("loss/policy_avg", "loss/value_avg", "policy/clipfrac_avg", "val/clipfrac_avg",
+                 "policy/approxkl_avg", "val/ratio")  # fmt: skip
+        return dict(zip(names, sums.tolist(), strict=True)) | {
+            "grad_norm/policy": norms[0], "grad_norm/value": norms[1], "lr": learning_rate,
+        }  # fmt: skip
+
+    def _gradients(self, rollouts: Sequence[Rollout], learned: Experience, rows: Sequence[int], micro: int,
+                   count: Tensor) -> Tensor:  # fmt: skip
+        """Adds up the gradients of a step. Returns sums over this process's tokens: policy loss, value loss,
+        tokens clipped in either, squared change of log-probability / 2, ratio."""
+        config, sums = self._config, torch.zeros(6, device=self.device)
+        self._optimiser.zero_grad()
+        for part, tokens, last in _marked(self._micro_batches(rollouts, rows, micro)):
+            with _sync(self.accelerator, self._module, last):
+                width = tokens.mask.shape[1]
+                mask, old_logps, old_values, advantages, returns, weights = (
+                    array[part, :width]
+                    for array in (learned.mask, learned.said.logps, learned.said.values,
+                                  learned.advantages, learned.returns, learned.weights)
+                )  # fmt: skip
+                logps, values = self._module(tokens, config.temperature)
+                policy = terms.policy_loss(logps, old_logps, advantages, weights, mask, config.clip)
+                value = terms.value_loss(values[:, :-1], old_values, returns, mask, config.value_clip)
+                loss = (policy.total + config.value_coef * value.total) / count
+                # gradients are averaged over processes, the objective is a sum over their shares
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            with torch.no_grad():
+                change = torch.where(mask, logps - old_logps, 0.0)
+                ratio = torch.where(mask, change.exp(), 0.0)
+                sums += torch.stack([policy.total, value.total, policy.clipped, value.clipped,
+                                     (change**2).sum() / 2, ratio.sum()])  # fmt: skip
+        return sums
+
+    def _micro_batches(
+        self, rollouts: Sequence[Rollout], rows: Sequence[int], micro: int
+    ) -> Iterator[tuple[list[int], Tokens]]:
+        """This process's share of some rows, rows of like length together."""
+        order = sorted(rows, key=lambda row: (-rollouts[row].length, row))
+        mine = order[self.accelerator.process_index :: self.accelerator.num_processes]
+        for start in range(0, len(mine), micro):
+            part = mine[start : start + micro]
+            yield part, Tokens.of([rollouts[row] for row in part], self.device)
+
+    def _within_memory(self, work: Callable[[int], T]) -> T:
+        """Calls `work` with the micro-batch, and with half of it again where memory runs out."""
+        while True:
+            try:
+                return work(self.micro_batch)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                smaller = self.micro_batch // 2
+                if not (smaller and self._config.halve_micro_batch) or self.accelerator.num_processes > 1:
+                    raise InputError(
+                        "out of memory while training", where=f"--micro-batch {self.micro_batch}",
+                        hint=less_memory(self._config, smaller or None),
+                    ) from None  # fmt: skip
+            say(f"out of memory with a micro-batch of {self.micro_batch}: going on with {smaller}")
+            self.micro_batch = smaller
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def policy_state(self) -> dict[str, Tensor]:
+        """The policy's weights, an adapter's merged in; empty on all processes but the main one."""
+        state = self.accelerator.get_state_dict(self._module)
+        if not self.is_main:
+            return {}
+        ours = {name.removeprefix("policy."): w for name, w in state.items() if name.startswith("policy.")}
+        return merged(self.models.module.policy, ours) if self._config.lora_r else ours
+
+    def save(self, folder: Path) -> None:
+        """Policy, critic, optimiser, learning rate, KL coefficient and random state."""
+        self.accelerator.save_state(str(folder), safe_serialization=False)
+
+    def restore(self, folder: Path) -> None:
+        self.accelerator.load_state(str(folder))
+
+
+def _optimiser(config: PpoConfig, models: Models) -> torch.optim.Optimizer:
+    """The optimiser of that name, ε = 1e-5 (Huang et al. 2022, detail 3); biases and norms do not decay."""
+    named = transformers.TrainingArguments(
+        output_dir="unused", optim=config.optim, learning_rate=config.learning_rate, adam_epsilon=1e-5,
+        use_cpu=not torch.cuda.is_available(), report_to="none",
+    )  # fmt: skip
+    kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(named)
+    rates = (config.learning_rate, config.critic_learning_rate or config.learning_rate)
+    groups = []
+    for part, rate in zip((models.module.policy, models.module.critic), rates, strict=True):
+        trained = [p for p in part.parameters() if p.requires_grad]
+        for parameters, decay in (([p for p in trained if p.ndim > 1], config.weight_decay),
+                                  ([p for p in trained if p.ndim <= 1], 0.0)):  # fmt: skip
+            if parameters:
+                groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
+    made: torch.optim.Optimizer = kind(groups, **settings)
+    return made
+
+
+def shuffled(count: int, seed: int, of: str, number: int) -> list[int]:
+    """A random order of `count` places, the same for the same arguments."""
+    generator = torch.Generator().manual_seed(seed_for(seed, of, number))
+    order: list[int] = torch.randperm(count, generator=generator).tolist()
+    return order
+
+
+def _warmup(config: PpoConfig, steps: int) -> int:
+    return math.ceil(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
+
+
+def _marked(parts: Iterator[tuple[list[int], Tokens]]) -> Iterator[tuple[list[int], Tokens, bool]]:
+    """Each with whether it is the last."""
+    before = None
+    for part in parts:
+        if before is not None:
+            yield *before, False
+        before = part
+    if before is not None:
+        yield *before, True
+
+
+def _sync(accelerator: Accelerator, module: Any, last: bool) -> Any:
+    """Processes exchange gradients at a step's last micro-batch only."""
+    return contextlib.nullcontext() if last else accelerator.no_sync(module)
+
+
+def _not_a_number(
+    iteration: int, sums: Tensor, norms: Sequence[float], rows: Sequence[Rollout]
+) -> NotANumber:
+    named = ", ".join(row.completion.id for row in rows[:8])
+    more = f" and {len(rows) - 8:,} more" if len(rows) > 8 else ""
+    return NotANumber(
+        f"policy loss {float(sums[0]):.4g}, value loss {float(sums[1]):.4g}, gradient norms "
+        f"{norms[0]:.4g} and {norms[1]:.4g} at iteration {iteration + 1}, in completions {named}{more}",
+        hint="Lower --learning-rate, or train with --precision fp32.",
+    )

@@ -1,0 +1,138 @@
+"""What PPO reports of each iteration, under the names of TRL's PPOTrainer where it had them, and when it
+keeps a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from gavel.command import say
+from gavel.progress import Progress
+from gavel.rundir import JsonlWriter
+from train import ppo_terms as terms
+from train.callbacks import CHECKPOINT_S, LAST_CHECKPOINT_S, SAY_S
+from train.config import PpoConfig
+from train.experience import Experience
+from train.output import Output, step_of
+from train.ppo_learner import Learner
+from train.rollout import Rollout
+from train.running import NotANumber
+
+_SHOWN = ("objective/scores", "objective/kl", "objective/kl_coef", "completions/mean_length",
+          "completions/cut_off", "policy/entropy_avg")  # fmt: skip
+
+
+class Log:
+    """Use as `with Log(…) as log, stopping(log)`. seconds: by stage, over all iterations.
+    stop_requested: set by a signal; the iteration under way is the last."""
+
+    def __init__(
+        self, config: PpoConfig, output: Output, learner: Learner, iterations: int, start: int
+    ) -> None:
+        self._config, self._output, self._learner = config, output, learner
+        self._iterations = iterations
+        self._saved = self._said = time.monotonic()
+        self._last: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
+        self._spent: dict[str, float] = {}
+        self.stop_requested = False
+        self._writer = JsonlWriter(output.metrics_path)
+        self._done = start
+        self._progress = Progress("training", iterations)
+
+    def __enter__(self) -> Log:
+        self._progress.__enter__()
+        self._progress.advance(self._done)
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, NotANumber):
+            error.hint = f"{error.hint} {self._keep()}".strip()
+        self._progress.__exit__(kind, error, trace)
+        self._writer.close()
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - began
+            self._spent[stage] = spent
+            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + spent, 2)
+
+    def end(
+        self, iteration: int, rollouts: Sequence[Rollout], learned: Experience, steps: dict[str, float]
+    ) -> None:
+        """Writes the figures of an iteration, and saves where it is time."""
+        self._done = done = iteration + 1
+        if done % self._config.log_steps == 0 or done == self._iterations or self.stop_requested:
+            self._last = {
+                "step": done,
+                "episode": done * len(rollouts),
+                **figures(rollouts, learned),
+                **steps,
+            }
+            self._last |= {f"seconds/{name}": round(s, 3) for name, s in self._spent.items()}
+            self._writer.append_line(json.dumps(self._last).encode() + b"\n")
+            if time.monotonic() - self._said > SAY_S and not sys.stderr.isatty():
+                self._said = time.monotonic()
+                say(f"iteration {done}/{self._iterations}: score {self._last['objective/scores']:.4g}, "
+                    f"KL {self._last['objective/kl']:.3g}")  # fmt: skip
+        self._progress.advance()
+        if self._due(done):
+            self._checkpoint(done)
+
+    def shown(self) -> dict[str, Any]:
+        """Of the last figures, what a person wants to read."""
+        return {name: self._last[name] for name in _SHOWN if name in self._last}
+
+    def _keep(self) -> str:
+        """Saves the weights of the last good step, and says where they are."""
+        newest = self._output.newest_checkpoint()
+        if self._done > (step_of(newest) if newest else 0):
+            with contextlib.suppress(RuntimeError, OSError):  # no memory, no disk: what was saved remains
+                self._checkpoint(self._done)
+        newest = self._output.newest_checkpoint()
+        return f"The state of iteration {step_of(newest)} is in {newest}." if newest else ""
+
+    def _due(self, done: int) -> bool:
+        unsaved_s = time.monotonic() - self._saved
+        if done >= self._iterations:
+            return unsaved_s > LAST_CHECKPOINT_S  # in case saving the model is interrupted
+        every = self._config.save_steps
+        return self.stop_requested or (done % every == 0 if every else unsaved_s > CHECKPOINT_S)
+
+    def _checkpoint(self, done: int) -> None:
+        self._learner.save(self._output.checkpoints / f"checkpoint-{done}")
+        self._output.mark_whole(done)
+        self._saved = time.monotonic()
+
+
+def figures(rollouts: Sequence[Rollout], learned: Experience) -> dict[str, Any]:
+    """Figures of an iteration. KL, entropy and rewards are means over the scored completions of sums over
+    their tokens; `objective/scores` is the judge's, `objective/rlhf_reward` less penalties."""
+    mask, said, mismatch = learned.mask, learned.said, learned.mismatch
+    scores, errors = learned.scores[learned.scored], (learned.returns - said.values)[mask]
+    lengths = [len(r.completion_ids) for r in rollouts]
+    return {
+        "objective/kl": learned.mean(learned.kl),
+        "objective/kl_k3": learned.mean(terms.kl_k3(said.logps, said.ref_logps)),
+        "objective/entropy": learned.mean(-said.logps),
+        "objective/rlhf_reward": learned.mean(learned.rewards),
+        "objective/scores": float(scores.mean()),
+        "objective/scores_std": float(scores.std(correction=0)),
+        "policy/entropy_avg": float(said.entropies[mask].mean()),
+        "val/explained_variance": 1 - float(errors.var() / learned.returns[mask].var().clamp(min=1e-12)),
+        "val/num_eos_tokens": sum(not r.cut_off for r in rollouts),
+        "completions/mean_length": sum(lengths) / len(lengths),
+        "completions/cut_off": sum(r.cut_off for r in rollouts) / len(rollouts),
+        "completions/unscored": int((~learned.scored).sum()),
+        "sampler/logp_diff_mean": float(mismatch.mean()),
+        "sampler/logp_diff_max": float(mismatch.max()),
+        "sampler/ess": terms.effective_sample_size(said.logps, learned.sampler_logps, mask),
+    }
