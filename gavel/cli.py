@@ -13,7 +13,14 @@ import click
 from gavel.command import exit_codes
 
 #: command → (module:attribute, one help line)
-COMMANDS: dict[str, tuple[str, str]] = {
+Table = dict[str, tuple[str, str]]
+
+TRAINERS: Table = {
+    "dpo": ("train.cli:dpo", "On preference pairs, by direct preference optimisation."),
+    "reward": ("train.cli:reward", "A reward model on preference pairs."),
+    "ppo": ("rounds.cli_ppo:ppo", "Against a judge's scores, by proximal policy optimisation."),
+}
+COMMANDS: Table = {
     "demo": ("demo.cli:demo", "Run the whole loop on the bundled models."),
     "generate": ("generate.cli:generate", "Sample completions for prompts into a run directory."),
     "judge": ("judge.cli:judge", "Judge completions of a run, or outputs that exist already."),
@@ -22,27 +29,29 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "agreement": ("judge.cli_agreement:agreement", "Check a judge against gold labels."),
     "winrate": ("rounds.cli_winrate:winrate", "Win rate, standard error, length-controlled win rate."),
     "audit": ("judge.cli_audit:audit", "What is wrong with a preference file."),
-    "train": ("train.cli:train", "Train a model on preference pairs."),
+    "train": ("gavel.cli:train", "Train a model: DPO, reward model, PPO."),
     "doctor": ("gavel.doctor:doctor", "Check machine, engines and versions."),
 }
 
 
-class _Table(click.Group):
-    """Looks a command up in COMMANDS and imports its module only then."""
+class _Commands(click.Group):
+    """Looks a command up in a table and imports its module only then."""
+
+    table: Table
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(self.table)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
+        if name not in self.table:
             return None
-        module, attribute = COMMANDS[name][0].split(":")
+        module, attribute = self.table[name][0].split(":")
         found: click.Command = getattr(importlib.import_module(module), attribute)
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+            formatter.write_dl([(name, line) for name, (_, line) in self.table.items()])
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:
@@ -50,16 +59,24 @@ class _Table(click.Group):
         except click.UsageError as error:
             import difflib
 
-            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            close = difflib.get_close_matches(args[0], self.table, n=1)
             if close:
                 raise click.UsageError(f"{error.message} Did you mean {close[0]!r}?", ctx) from None
             raise
 
 
-@click.command(cls=_Table, invoke_without_command=False)
+@click.command(cls=_Commands, invoke_without_command=False)
 @click.version_option(package_name="gavel", message="gavel %(version)s")
 def root() -> None:
     """Turn a file of prompts into a better language model, without human labels."""
+
+
+@click.command(cls=_Commands, invoke_without_command=False)
+def train() -> None:
+    """Train a model."""
+
+
+root.table, train.table = COMMANDS, TRAINERS
 
 
 def _environment() -> None:

@@ -18,7 +18,7 @@ from gavel.records import Completion, Message, PreferencePair, Prompt, digest, p
 from gavel.rows import BadRows
 from gavel.rundir import JsonlWriter, RunDir, is_run
 from gavel.sources import read_preferences as read_source
-from train.cli import train
+from gavel.cli import train
 from train.config import DpoConfig
 from train.data import Encoder, data_version, read_preferences, read_run, run_beside
 from train.output import Output
@@ -292,7 +292,7 @@ def test_publishing_moves_the_configuration_last(tmp_path: Path) -> None:
 def test_help_imports_nothing_heavy() -> None:
     assert [p.name for p in train.commands["dpo"].params if p.name == "learning_rate"]
     code = (
-        "import sys; from train.cli import train; from click.testing import CliRunner;"
+        "import sys; from gavel.cli import train; from click.testing import CliRunner;"
         "r = CliRunner().invoke(train, ['dpo', '--help']); assert r.exit_code == 0, r.output;"
         "print({'torch', 'transformers', 'trl', 'datasets', 'numpy', 'peft'} & set(sys.modules))"
     )

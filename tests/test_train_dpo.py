@@ -459,7 +459,7 @@ def test_the_command_trains_on_a_run(model: str, tmp_path: Path, capsys: pytest.
     from gavel.rundir import JsonlWriter, RunDir
     from gavel.tokenizer import HfTokenizer
     from gavel.weights import weights_version
-    from train.cli import train
+    from gavel.cli import train
 
     tokenizer, run, records = HfTokenizer.load(model), RunDir(tmp_path / "run"), {}
     rows = []

@@ -27,14 +27,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 _MEASURED = "measured"
 
 
-def _settings_of(kind: type[TrainConfig]) -> dict[str, Any]:
+def settings_of(kind: type[TrainConfig]) -> dict[str, Any]:
     """The fields of a configuration with their defaults."""
     return {f.name: f.default for f in fields(kind)}
 
 
-def _setting(kind: type[TrainConfig], name: str, help: str, **more: Any) -> Callable[[F], F]:
+def setting(kind: type[TrainConfig], name: str, help: str, **more: Any) -> Callable[[F], F]:
     """An option named after a field of a configuration, with its default."""
-    default = _settings_of(kind)[name]
+    default = settings_of(kind)[name]
     return click.option(f"--{name.replace('_', '-')}", default=default,
                         show_default=default is not None, help=help, **more)  # fmt: skip
 
@@ -68,38 +68,44 @@ _pair_source: Callable[[F], F] = _all(
 )
 
 
-def _common(kind: type[TrainConfig], rows: str) -> Callable[[F], F]:
-    """Adds the options that every trainer has. rows: what a batch is made of."""
+def optimisation(kind: type[TrainConfig], rows: str, batch: str = "optimiser step") -> Callable[[F], F]:
+    """Adds the options of how weights are trained. rows: what a batch is made of. batch: what one is for."""
 
-    def setting(name: str, help: str, **more: Any) -> Callable[[F], F]:
-        return _setting(kind, name, help, **more)
+    def of(name: str, help: str, **more: Any) -> Callable[[F], F]:
+        return setting(kind, name, help, **more)
 
     return _all(
-        setting("epochs", "Passes over the data.", type=float),
-        setting("batch_size", f"{rows.capitalize()} per optimiser step.", type=int),
-        setting("micro_batch", f"{rows.capitalize()} per forward pass, a divisor of the batch size; sets "
+        of("epochs", "Passes over the data.", type=float),
+        of("batch_size", f"{rows.capitalize()} per {batch}.", type=int),
+        of("micro_batch", f"{rows.capitalize()} per forward pass, a divisor of the batch size; sets "
                 "memory, not results.", type=int),
-        setting("max_length", f"Leave out {rows} with more tokens.  [default: the model's context]",
-                type=int),
-        setting("warmup", "Warm-up steps, or below 1 a fraction of all.", type=float),
-        setting("scheduler", "Learning rate after the warm-up.", type=click.Choice(list(SCHEDULES))),
-        setting("weight_decay", "AdamW's weight decay.", type=float),
-        setting("optim", "Optimiser, as transformers names it."),
-        setting("max_grad_norm", "Gradients are clipped to this norm; 0 is off.", type=float),
-        setting("seed", "Seed of the order of the data and of new weights.", type=int),
-        setting("precision", "auto: bf16 on a GPU that has it, else fp32.",
+        of("warmup", "Optimiser steps of warm-up, or below 1 a fraction of all.", type=float),
+        of("scheduler", "Learning rate after the warm-up.", type=click.Choice(list(SCHEDULES))),
+        of("weight_decay", "AdamW's weight decay.", type=float),
+        of("optim", "Optimiser, as transformers names it."),
+        of("max_grad_norm", "Gradients are clipped to this norm; 0 is off.", type=float),
+        of("seed", "Seed of the order of the data and of new weights.", type=int),
+        of("precision", "auto: bf16 on a GPU that has it, else fp32.",
                 type=click.Choice(PRECISIONS)),
         click.option("--gradient-checkpointing", is_flag=True, help="Less memory, about 25 % more time."),
         click.option("--halve-micro-batch", is_flag=True,
                      help="When memory runs out, go on with half the micro-batch."),
-        setting("lora_r", "Rank of a LoRA adapter; 0 trains all weights.", type=int),
-        setting("lora_alpha", "LoRA's alpha.  [default: twice the rank]", type=float),
+        of("lora_r", "Rank of a LoRA adapter; 0 trains all weights.", type=int),
+        of("lora_alpha", "LoRA's alpha.  [default: twice the rank]", type=float),
         click.option("--lora-target", "lora_targets", multiple=True,
                      help="Module to adapt; every linear layer unless given."),
-        setting("save_steps", "Steps between checkpoints; 0: one every five minutes.", type=int),
-        setting("log_steps", "Steps between lines of metrics.jsonl.", type=int),
+        of("save_steps", f"{batch.capitalize()}s between checkpoints; 0: one every five minutes.", type=int),
+        of("log_steps", f"{batch.capitalize()}s between lines of metrics.jsonl.", type=int),
         click.option("--report-to", multiple=True,
                      help="Tracker that transformers knows (wandb, tensorboard, …)."),
+    )  # fmt: skip
+
+
+def _reading(kind: type[TrainConfig], rows: str) -> Callable[[F], F]:
+    """Adds the options of how rows are read."""
+    return _all(
+        setting(kind, "max_length", f"Leave out {rows} with more tokens.  [default: the model's context]",
+                 type=int),
         click.option("--chat-template-arg", "template_args", multiple=True, callback=key_values,
                      metavar="KEY=VALUE", help="Passed to the chat template, as when sampling."),
         click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model."),
@@ -107,7 +113,7 @@ def _common(kind: type[TrainConfig], rows: str) -> Callable[[F], F]:
 
 
 def _smoothing(kind: type[TrainConfig], losses: str) -> Callable[[F], F]:
-    return _setting(
+    return setting(
         kind,
         "label_smoothing",
         f"How often a label is wrong, below 0.5; {_MEASURED}: as `gavel pairs` found it in RUN.{losses}",
@@ -127,17 +133,13 @@ def _flip_rate(ctx: click.Context, param: click.Parameter, value: str) -> float 
         raise InputError(f"{value!r} is neither a number nor {_MEASURED}", where=place(ctx, param)) from None
 
 
-@click.group(help="Train a model on preference pairs.")
-def train() -> None: ...
-
-
 @command("Train MODEL on preference pairs by direct preference optimisation.", name="dpo")
 @click.option(
     "--model", required=True, help="Model directory or hub id to start from; it is the reference too."
 )
 @_pair_source
-@_setting(DpoConfig, "learning_rate", "Peak learning rate.", type=float)
-@_setting(DpoConfig, "beta", "How closely the policy is kept to the reference.", type=float)
+@setting(DpoConfig, "learning_rate", "Peak learning rate.", type=float)
+@setting(DpoConfig, "beta", "How closely the policy is kept to the reference.", type=float)
 @click.option(
     "--loss",
     multiple=True,
@@ -152,15 +154,16 @@ def train() -> None: ...
     help=f"Train towards each pair's probability that chosen is better ({', '.join(CONSERVATIVE)}); "
     "where it has none, 1 less the label smoothing.",
 )
-@_common(DpoConfig, "pairs")
+@optimisation(DpoConfig, "pairs")
+@_reading(DpoConfig, "pairs")
 @click.option("--merge", is_flag=True, help="Save the merged model, the adapter beside it.")
-@_setting(
+@setting(
     DpoConfig,
     "reference",
     "Where its log-probabilities come from. auto: the samples if an audit agrees, else a pass.",
     type=click.Choice(REFERENCES),
 )
-@_setting(DpoConfig, "audit_rows", "Pairs that the audit reads.", type=int)
+@setting(DpoConfig, "audit_rows", "Pairs that the audit reads.", type=int)
 def dpo(**options: Any) -> None:
     """Reads the pairs, trains, prints the summary."""
     config = DpoConfig(**_given(DpoConfig, options) | {"loss": _weights(options["loss"])})
@@ -178,7 +181,7 @@ def dpo(**options: Any) -> None:
     help="Model directory or hub id to start from: a language model, which gets a head, or a reward model.",
 )
 @_pair_source
-@_setting(RewardConfig, "learning_rate", "Peak learning rate.", type=float)
+@setting(RewardConfig, "learning_rate", "Peak learning rate.", type=float)
 @_smoothing(RewardConfig, "")
 @click.option(
     "--soft-labels",
@@ -186,17 +189,18 @@ def dpo(**options: Any) -> None:
     help="Train towards each pair's probability that chosen is better; where it has none, 1 less the label "
     "smoothing.",
 )
-@_setting(
+@setting(
     RewardConfig,
     "margin_scale",
     "How much of a pair's own margin the rewards must differ by; 0: any difference will do.",
     type=float,
 )
-@_setting(RewardConfig, "center", "Weight of a term that keeps rewards around 0, e.g. 0.01.", type=float)
-@_setting(
+@setting(RewardConfig, "center", "Weight of a term that keeps rewards around 0, e.g. 0.01.", type=float)
+@setting(
     RewardConfig, "held_out", "Share of the prompts kept from training and measured afterwards.", type=float
 )
-@_common(RewardConfig, "pairs")
+@optimisation(RewardConfig, "pairs")
+@_reading(RewardConfig, "pairs")
 def reward(**options: Any) -> None:
     """Reads the pairs, trains, prints the summary and what held-out pairs say."""
     config = RewardConfig(**_given(RewardConfig, options))
@@ -209,7 +213,7 @@ def reward(**options: Any) -> None:
 
 def _given(kind: type[TrainConfig], options: dict[str, Any]) -> dict[str, Any]:
     """The fields of a configuration among the options."""
-    settings = {name: options[name] for name in _settings_of(kind) if name in options}
+    settings = {name: options[name] for name in settings_of(kind) if name in options}
     if settings["label_smoothing"] == _MEASURED:
         settings["label_smoothing"] = _measured(options)
     return settings
@@ -271,7 +275,3 @@ def _weights(loss: dict[str, Any]) -> dict[str, float]:
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             raise InputError(f"{name}={weight}: the weight is no number", where="--loss")
     return {name: float(weight) for name, weight in loss.items()} or {"sigmoid": 1.0}
-
-
-train.add_command(dpo)
-train.add_command(reward)

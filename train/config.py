@@ -228,7 +228,7 @@ class PpoConfig(TrainConfig):
         `train.ppo_terms.importance_weights`; 0: no weights.
     missing_eos_penalty: subtracted from the score of a completion that the length limit ended.
     bootstrap: the value after the last token of such a completion is the critic's, not 0.
-    whiten_rewards: divides token rewards by their standard deviation over the iteration.
+    whiten_rewards: brings the token rewards of an iteration to variance 1 around their mean.
     """
 
     learning_rate: float = 3e-6

@@ -31,7 +31,8 @@ class Experience:
     """An iteration's completions, (B, T) each but `scored` and `scores`, (B,).
 
     mask: where there is a token, of the completions that have a score. kl: k1, of policy to reference.
-    rewards: of tokens, before whitening. weights: see `ppo_terms.importance_weights`.
+    kl_coef: of its penalty. rewards: of tokens, before whitening. weights: as
+        `ppo_terms.importance_weights` has them.
     """
 
     said: Evaluated
@@ -40,6 +41,7 @@ class Experience:
     mask: Tensor
     sampler_logps: Tensor
     kl: Tensor
+    kl_coef: float
     rewards: Tensor
     advantages: Tensor
     returns: Tensor
@@ -86,6 +88,6 @@ def experience(
     sampler_logps = padded((r.sampler_logps for r in rollouts), width, device)
     return Experience(
         said=said, scored=scored, scores=given, mask=mask, sampler_logps=sampler_logps, kl=kl,
-        rewards=rewards, advantages=terms.whiten(advantages, mask), returns=returns,
+        kl_coef=kl_coef, rewards=rewards, advantages=terms.whiten(advantages, mask), returns=returns,
         weights=terms.importance_weights(said.logps, sampler_logps, mask, config.importance_cap),
     )  # fmt: skip

@@ -64,7 +64,7 @@ def train_ppo(
     """
     running.quiet()
     running.check_names(config)
-    iterations = _iterations(config, prompts)
+    iterations = iterations_of(config, prompts)
     precision = running.resolve(config.precision)
 
     with Output.open(out) as output:
@@ -75,7 +75,7 @@ def train_ppo(
         tokenizer = HfTokenizer.load(config.model, trust_remote_code=config.trust_remote_code)
         frozen = config.lora_r > 0 and precision == "bf16"
         loaded = actor_critic.load(config, tokenizer, torch.bfloat16 if frozen else torch.float32)
-        learner = Learner(config, loaded, precision, iterations * config.steps_per_iteration)
+        learner = Learner(config, loaded, precision, iterations * config.steps_per_iteration, output.path)
         policy = _LivePolicy(learner, sampler, output.path / ".weights", precision)
         start = _restore(learner, output)
         if start:
@@ -90,8 +90,7 @@ def train_ppo(
                 with log.timed("evaluate"):  # 3. log-probabilities of policy and reference, values
                     said = learner.evaluate(rollouts)
                 # 4. rewards by token, advantages, returns
-                kl_coef = learner.kl.coef
-                learned = experience(config, rollouts, scores, said, kl_coef)
+                learned = experience(config, rollouts, scores, said, learner.kl.coef)
                 policy.check(learned.mismatch)
                 with log.timed("update"):  # 5. clipped steps
                     policy.remember(rollouts[:_PROBED])
@@ -100,8 +99,7 @@ def train_ppo(
                 with log.timed("push"):  # 7. the engine takes the new weights, and proves it
                     probed = policy.push(iteration + 1)
                 # 8. figures and, where it is time, a checkpoint
-                more = {"objective/kl_coef": kl_coef, "sampler/probe": probed}
-                log.end(iteration, rollouts, learned, steps | more)
+                log.end(iteration, rollouts, learned, steps | {"sampler/probe": probed})
                 if log.stop_requested:
                     raise KeyboardInterrupt
 
@@ -175,7 +173,7 @@ def _flat(rows: Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor([value for row in rows for value in row], dtype=torch.float64)
 
 
-def _iterations(config: PpoConfig, prompts: Sequence[Prompt]) -> int:
+def iterations_of(config: PpoConfig, prompts: Sequence[Prompt]) -> int:
     """Raises InputError where the prompts do not fill one iteration."""
     size = config.batch_size // config.n
     if len(prompts) < size:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from torch import Tensor
 
 from gavel.command import say
@@ -37,16 +38,21 @@ T = TypeVar("T")
 class Learner:
     """Policy and critic with their optimiser.
 
+    Args:
+        steps: optimiser steps in all. folder: where trackers keep their files.
+
     Attributes:
-        steps: optimiser steps taken. kl: the KL coefficient. micro_batch: rows per forward pass.
+        kl: the KL coefficient. micro_batch: rows per forward pass.
     """
 
-    def __init__(self, config: PpoConfig, models: Models, precision: str, steps: int) -> None:
+    def __init__(self, config: PpoConfig, models: Models, precision: str, steps: int, folder: Path) -> None:
         self._config = config
         optimiser = _optimiser(config, models)  # first: TrainingArguments sets accelerate's state anew
         self.accelerator = Accelerator(
-            mixed_precision="bf16" if precision == "bf16" else "no", cpu=not torch.cuda.is_available()
-        )
+            mixed_precision="bf16" if precision == "bf16" else "no", cpu=not torch.cuda.is_available(),
+            log_with=trackers(config) or None, project_dir=str(folder),
+        )  # fmt: skip
+        self.accelerator.init_trackers("gavel", config.shaping())
         self.models = models
         self.micro_batch = config.micro_batch_size
         self.kl = terms.AdaptiveKl(config.kl_coef, config.kl_target, config.kl_horizon)
@@ -212,6 +218,15 @@ class Learner:
 
     def restore(self, folder: Path) -> None:
         self.accelerator.load_state(str(folder))
+
+
+def trackers(config: PpoConfig) -> list[str]:
+    """Raises InputError for one that accelerate does not know."""
+    unknown = [name for name in config.report_to if name not in LOGGER_TYPE_TO_CLASS]
+    if unknown:
+        raise InputError(f"PPO cannot report to {unknown[0]}", where="--report-to",
+                         hint=f"It can to {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}.")  # fmt: skip
+    return list(config.report_to)
 
 
 def _optimiser(config: PpoConfig, models: Models) -> torch.optim.Optimizer:

@@ -54,6 +54,7 @@ class Log:
             error.hint = f"{error.hint} {self._keep()}".strip()
         self._progress.__exit__(kind, error, trace)
         self._writer.close()
+        self._learner.accelerator.end_training()
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -78,6 +79,7 @@ class Log:
                 **steps,
             }
             self._last |= {f"seconds/{name}": round(s, 3) for name, s in self._spent.items()}
+            self._learner.accelerator.log(self._last, step=done)
             self._writer.append_line(json.dumps(self._last).encode() + b"\n")
             if time.monotonic() - self._said > SAY_S and not sys.stderr.isatty():
                 self._said = time.monotonic()
@@ -102,10 +104,12 @@ class Log:
 
     def _due(self, done: int) -> bool:
         unsaved_s = time.monotonic() - self._saved
+        if self.stop_requested:
+            return True
         if done >= self._iterations:
             return unsaved_s > LAST_CHECKPOINT_S  # in case saving the model is interrupted
         every = self._config.save_steps
-        return self.stop_requested or (done % every == 0 if every else unsaved_s > CHECKPOINT_S)
+        return done % every == 0 if every else unsaved_s > CHECKPOINT_S
 
     def _checkpoint(self, done: int) -> None:
         self._learner.save(self._output.checkpoints / f"checkpoint-{done}")
@@ -122,6 +126,8 @@ def figures(rollouts: Sequence[Rollout], learned: Experience) -> dict[str, Any]:
     return {
         "objective/kl": learned.mean(learned.kl),
         "objective/kl_k3": learned.mean(terms.kl_k3(said.logps, said.ref_logps)),
+        "objective/kl_coef": learned.kl_coef,
+        "objective/non_score_reward": -learned.kl_coef * learned.mean(learned.kl),
         "objective/entropy": learned.mean(-said.logps),
         "objective/rlhf_reward": learned.mean(learned.rewards),
         "objective/scores": float(scores.mean()),

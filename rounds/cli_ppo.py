@@ -1,0 +1,143 @@
+"""`gavel train ppo`: the judge and the policy's engine live beside the trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gavel.command import command, emit, say, warn
+from gavel.errors import InputError
+from gavel.options import engine_config, engine_options, source_options
+from judge.methods import check_judge, method_options
+from train.cli import optimisation, setting, settings_of
+from train.config import PpoConfig
+
+if TYPE_CHECKING:
+    from gavel.engines import EngineConfig
+    from gavel.protocols import Engine
+    from gavel.records import Prompt
+    from judge.judging import Judging
+
+
+@command("Train MODEL against a judge's scores by proximal policy optimisation.", name="ppo")
+@click.option("--model", required=True, help="Policy: model directory or hub id; it is the reference too.")
+@click.option("--prompts", "source", required=True, metavar="SRC", help="As for gavel generate.")
+@click.option("--out", required=True, metavar="DIR", help="Where the model goes; the same command resumes.")
+@click.option("--judge", "judge_model", help="Who scores: a reward model, or any with another --method.")
+@setting(PpoConfig, "critic", "Reward model that the critic starts from.  [default: the judge if it is one]")
+@setting(PpoConfig, "learning_rate", "Peak learning rate.", type=float)
+@setting(PpoConfig, "critic_learning_rate", "The critic's.  [default: the policy's]", type=float)
+@click.option("-n", "--n", "n", default=settings_of(PpoConfig)["n"], show_default=True, type=int,
+              help="Completions of a prompt in an iteration.")  # fmt: skip
+@setting(PpoConfig, "temperature", "Of sampling.", type=float)
+@setting(PpoConfig, "max_tokens", "Longest completion.", type=int)
+@setting(PpoConfig, "ppo_epochs", "Passes over an iteration's completions.", type=int)
+@setting(PpoConfig, "mini_batches", "Optimiser steps of a pass.", type=int)
+@setting(PpoConfig, "kl_coef", "Weight of the KL penalty.", type=float)
+@setting(PpoConfig, "kl_target", "Steer the KL to this, in nats per completion.", type=float)
+@setting(PpoConfig, "kl_horizon", "How slowly, in completions.", type=int)
+@setting(PpoConfig, "clip", "Of the probability ratio.", type=float)
+@setting(PpoConfig, "value_clip", "Of a value's change.", type=float)
+@setting(PpoConfig, "value_coef", "Weight of the value loss.", type=float)
+@setting(PpoConfig, "gamma", "Discount.", type=float)
+@setting(PpoConfig, "lam", "λ of the advantage estimates.", type=float)
+@setting(
+    PpoConfig,
+    "importance_cap",
+    "Of weights that correct for the sampler; 0: none.",
+    type=float,
+)
+@setting(PpoConfig, "missing_eos_penalty", "Taken off the score of a cut-off completion.", type=float)
+@click.option("--bootstrap", is_flag=True, help="A cut-off completion's rest is worth what the critic says.")
+@click.option("--whiten-rewards", is_flag=True, help="Bring rewards to variance 1 around their mean.")
+@optimisation(PpoConfig, "completions", "iteration")
+@click.option("--policy-engine", type=click.Choice(["vllm", "transformers"]),
+              help="That samples.  [default: vllm where it is installed]")  # fmt: skip
+@click.option("--self-judge", is_flag=True, help="Judge and policy may be one model or family.")
+@method_options("reward")
+@source_options("0.01")
+@engine_options
+def ppo(as_json: bool, **options: Any) -> None:
+    """Reads the prompts, opens policy and judge, trains."""
+    from gavel.engines import open_engine
+    from gavel.records import Sampling
+    from generate.stage import GenerateConfig
+    from judge.judging import open_judging
+    from rounds.live import LiveSampler, LiveScorer
+
+    out, judge_model = options.pop("out"), options.pop("judge_model")
+    config = _config(options, judge_model)
+    check_judge(judge_model, options)
+    prompts, bad_rows = _prompts(options)
+    policy = _policy_engine(config, options)
+    allowed = options.pop("self_judge")
+
+    from train.ppo import iterations_of, train_ppo
+
+    iterations_of(config, prompts)  # an error now, not when the engines are up
+    root = Path(out) / "rollouts"
+    sampling = Sampling(
+        temperature=config.temperature, max_tokens=config.max_tokens, logprobs_mode="processed"
+    )
+    with open_engine(policy) as engine, open_judging(judge_model, options) as judging:
+        _warn_of_kin(judging, engine, allowed)
+        kept = _fitting(prompts, engine, config)
+        sampler = LiveSampler(engine, GenerateConfig(n=config.n, seed=config.seed, sampling=sampling), root)
+        summary = train_ppo(config, kept, sampler, LiveScorer(judging, root), out)
+    emit(summary | {"left_out": len(prompts) - len(kept), "bad_rows": bad_rows}, as_json, "trained")
+
+
+def _config(options: dict[str, Any], judge_model: str | None) -> PpoConfig:
+    """Takes the settings out of the options."""
+    given = {name: options.pop(name) for name in settings_of(PpoConfig) if name in options}
+    given |= {
+        "template_args": options["chat_template_arg"],
+        "trust_remote_code": options["trust_remote_code"],
+    }
+    if given["critic"] is None and options["method"] == "reward":
+        given["critic"] = judge_model
+    return PpoConfig(**given)
+
+
+def _prompts(options: dict[str, Any]) -> tuple[list[Prompt], int]:
+    from gavel.rows import BadRows
+    from gavel.sources import read_prompts
+
+    source, bad = options.pop("source"), BadRows(options.pop("max_bad_rows"))
+    prompts = list(read_prompts(source, options.pop("mapping"), bad))
+    bad.check()
+    if bad.repeated:
+        say(f"{source} repeats {bad.repeated:,} prompts, which count once")
+    return prompts, bad.count
+
+
+def _policy_engine(config: PpoConfig, options: dict[str, Any]) -> EngineConfig:
+    """The policy's engine has the judge's settings, but for those that name another model."""
+    own = {"base_url": None, "tokenizer": None, "adapter": None}
+    kind = options.pop("policy_engine") or (options["engine"] if options["engine"] != "server" else None)
+    return engine_config(config.model, options | own | {"engine": kind}, logprobs_mode="processed")
+
+
+def _fitting(prompts: list[Prompt], engine: Engine, config: PpoConfig) -> list[Prompt]:
+    """The prompts that leave room for a whole completion."""
+    room = engine.context - config.max_tokens
+    kept = [p for p in prompts if len(engine.tokenizer.chat_ids(p.messages)) <= room]
+    if len(kept) < len(prompts):
+        say(f"prompts left out: with --max-tokens {config.max_tokens} longer than the context of "
+            f"{engine.context:,} ({len(prompts) - len(kept):,})")  # fmt: skip
+    if not kept:
+        raise InputError(f"leaves no prompt any room in a context of {engine.context:,} tokens",
+                         where=f"--max-tokens {config.max_tokens}")  # fmt: skip
+    return kept
+
+
+def _warn_of_kin(judging: Judging, engine: Engine, allowed: bool) -> None:
+    from judge.kinship import Kin, relation
+
+    related = relation(judging.kin(), [Kin(engine.model, engine.weights)])
+    if related and allowed:
+        say(f"{related} (--self-judge)")
+    elif related:
+        warn(f"{related}: judges prefer their own kind. Use another judge, or say --self-judge.")
