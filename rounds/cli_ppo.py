@@ -91,11 +91,10 @@ def ppo(as_json: bool, **options: Any) -> None:
 
 def _config(options: dict[str, Any], judge_model: str | None) -> PpoConfig:
     """Takes the settings out of the options."""
-    given = {name: options.pop(name) for name in settings_of(PpoConfig) if name in options}
-    given |= {
-        "template_args": options["chat_template_arg"],
-        "trust_remote_code": options["trust_remote_code"],
-    }
+    shared = {"trust_remote_code"}  # with the engines
+    given = {name: options.pop(name) for name in settings_of(PpoConfig).keys() - shared if name in options}
+    given["template_args"] = options["chat_template_arg"]
+    given["trust_remote_code"] = options["trust_remote_code"]
     if given["critic"] is None and options["method"] == "reward":
         given["critic"] = judge_model
     return PpoConfig(**given)

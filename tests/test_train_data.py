@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
+from gavel.cli import train
 from gavel.errors import InputError, RunDirError
 from gavel.packed import pack_ids
 from gavel.records import Completion, Message, PreferencePair, Prompt, digest, prompt_id
 from gavel.rows import BadRows
 from gavel.rundir import JsonlWriter, RunDir, is_run
 from gavel.sources import read_preferences as read_source
-from gavel.cli import train
 from train.config import DpoConfig
 from train.data import Encoder, data_version, read_preferences, read_run, run_beside
 from train.output import Output

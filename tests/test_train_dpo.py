@@ -454,12 +454,12 @@ def test_a_loss_that_is_not_a_number_stops_the_run(model: str, tmp_path: Path) -
 
 def test_the_command_trains_on_a_run(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Records as `gavel generate` and `gavel pairs` write them, to a summary in JSON."""
+    from gavel.cli import train
     from gavel.packed import pack_ids
     from gavel.records import Completion, Message, PreferencePair, Prompt, digest
     from gavel.rundir import JsonlWriter, RunDir
     from gavel.tokenizer import HfTokenizer
     from gavel.weights import weights_version
-    from gavel.cli import train
 
     tokenizer, run, records = HfTokenizer.load(model), RunDir(tmp_path / "run"), {}
     rows = []

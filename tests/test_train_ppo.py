@@ -436,13 +436,16 @@ def policy_engine(tiny: Tiny) -> Iterator[Any]:
 
 @dataclass
 class Letters:
-    """Scores the share of one letter. Implements `Scorer`."""
+    """Scores the share of letters. Implements `Scorer`."""
 
-    letter: str = "e"
     identity: str = "letters"
 
     def score(self, iteration: int, rows: Sequence[Any]) -> list[float | None]:
-        return [r.completion.text.count(self.letter) / max(1, len(r.completion.text)) for r in rows]
+        return [_share_of_letters(r.completion.text) for r in rows]
+
+
+def _share_of_letters(text: str) -> float:
+    return sum(c.isascii() and c.isalpha() for c in text) / max(1, len(text))
 
 
 def config_of(tiny: Tiny, **changes: Any) -> PpoConfig:
@@ -482,8 +485,8 @@ def test_an_iteration_end_to_end(tiny: Tiny, policy_engine: Any, tmp_path: Path)
     assert steps[0]["objective/kl"] == 0.0 != steps[1]["objective/kl"]
     assert all(s["sampler/probe"] < 1e-4 and s["sampler/ess"] > 0.999 for s in steps)
     assert steps[0]["lr"] > steps[2]["lr"] > 0
-    seen = [p.id for i in (1, 2, 3)
-            for p in read_records(RunDir(tmp_path / "out" / "rollouts" / f"{i:06d}").prompts_path, Prompt)]  # fmt: skip
+    runs = [RunDir(tmp_path / "out" / "rollouts" / f"{i:06d}") for i in (1, 2, 3)]
+    seen = [prompt.id for run in runs for prompt in read_records(run.prompts_path, Prompt)]
     assert sorted(seen) == sorted(p.id for p in PROMPTS), "each prompt once"
     assert not (tmp_path / "out" / ".weights").exists() and not (tmp_path / "out" / "checkpoints").exists()
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -494,11 +497,11 @@ def test_an_iteration_end_to_end(tiny: Tiny, policy_engine: Any, tmp_path: Path)
 
 
 def test_it_learns_what_is_scored(tiny: Tiny, policy_engine: Any, tmp_path: Path) -> None:
-    config = config_of(tiny, batch_size=48, n=4, epochs=14, learning_rate=3e-4, scheduler="constant",
-                       critic_learning_rate=1e-3, kl_coef=0.01, ppo_epochs=4)  # fmt: skip
+    config = config_of(tiny, batch_size=24, epochs=8, learning_rate=5e-4, scheduler="constant", kl_coef=0.0,
+                       critic_learning_rate=1e-3, ppo_epochs=4, missing_eos_penalty=0.0)  # fmt: skip
     run_ppo(tiny, policy_engine, tmp_path / "out", config)
     scores = [s["objective/scores"] for s in steps_of(tmp_path / "out")]
-    assert sum(scores[-3:]) / 3 > sum(scores[:3]) / 3 + 0.1, scores
+    assert sum(scores[-2:]) / 2 > sum(scores[:2]) / 2 + 0.2, scores
 
 
 class StopAfter:
@@ -582,11 +585,15 @@ def test_an_engine_with_other_weights_is_found_out(tiny: Tiny, policy_engine: An
         run_ppo(tiny, wrong, tmp_path / "out", config_of(tiny))
 
 
-def test_an_engine_that_cannot_take_weights_is_refused(tiny: Tiny, tmp_path: Path, engines: Engines) -> None:
-    with pytest.raises(Exception, match="cannot load new weights"):
-        run_ppo(
-            tiny, Broken(engines["fake"], load_weights=lambda path: None), tmp_path / "out", config_of(tiny)
-        )
+def test_an_engine_that_cannot_take_weights_is_refused(
+    tiny: Tiny, policy_engine: Any, tmp_path: Path
+) -> None:
+    from gavel.errors import CapabilityError
+    from gavel.protocols import Capability
+
+    fixed = Broken(policy_engine, capabilities=policy_engine.capabilities - {Capability.LOAD_WEIGHTS})
+    with pytest.raises(CapabilityError, match="load new weights"):
+        run_ppo(tiny, fixed, tmp_path / "out", config_of(tiny))
 
 
 # bad days
@@ -658,7 +665,7 @@ def test_out_of_memory(
 )  # fmt: skip
 def test_settings_that_cannot_be_used_are_refused(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(InputError) as caught:
-        PpoConfig(model="m", batch_size=8, **{k: v for k, v in changes.items()})
+        PpoConfig(model="m", batch_size=8, **changes)
     assert named in str(caught.value)
 
 
@@ -752,7 +759,10 @@ def test_the_command_says_what_is_wrong(tiny: Tiny, gavel: Callable[..., Ran], t
     for more, said in (
         (["--judge", tiny.reward], "fewer than the 64 of an iteration"),
         ([], "a judge is needed"),
-        (["--judge", tiny.other, "--method", "pairwise", "--batch-size", 4], "needs a score for each"),
+        (
+            ["--judge", tiny.other, "--method", "pairwise", "--batch-size", 4, "--max-tokens", 8],
+            "needs a score for each",
+        ),
         (["--judge", tiny.reward, "--batch-size", 4, "--max-model-len", 64, "--max-tokens", 60], "any room"),
         (["--judge", tiny.reward, "--batch-size", 4, "--n", 3], "must divide --batch-size 4"),
     ):
@@ -772,8 +782,7 @@ def test_vllm_takes_each_update_and_proves_it(tiny: Tiny, tmp_path: Path, engine
     from gavel.engines import EngineConfig, open_engine
     from gavel.protocols import Scored, ScoreRequest
 
-    if not __import__("importlib").util.find_spec("vllm"):
-        pytest.skip("vLLM is not installed")
+    pytest.importorskip("vllm")
     config = EngineConfig(model=tiny.lm, engine="vllm", context=256, logprobs_mode="processed")
     with open_engine(config) as engine:
         run_ppo(tiny, engine, tmp_path / "out", config_of(tiny, learning_rate=1e-3))

@@ -26,11 +26,11 @@ from test_train_dpo import (
     with_reference,
 )
 
+from gavel.cli import train
 from gavel.errors import GavelError, InputError
 from gavel.records import PreferencePair
 from gavel.rundir import RunDir
 from gavel.sources import read_preferences as read_source
-from gavel.cli import train
 from train.config import LOSSES, SMOOTHED, DpoConfig
 from train.data import data_version, flip_rate, read_preferences, read_run
 

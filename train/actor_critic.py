@@ -127,9 +127,12 @@ def load(config: PpoConfig, tokenizer: HfTokenizer, dtype: torch.dtype) -> Model
     reference = None
     if not config.lora_r:
         reference = copy.deepcopy(policy.model).requires_grad_(False).eval()
-    trained = [
-        _trained(config, loaded.model, task) for loaded, task in ((policy, "CAUSAL_LM"), (critic, "SEQ_CLS"))
-    ]
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)  # a new adapter is drawn
+        trained = [
+            _trained(config, loaded.model, task)
+            for loaded, task in ((policy, "CAUSAL_LM"), (critic, "SEQ_CLS"))
+        ]
     return Models(ActorCritic(trained[0], trained[1], offset), policy, critic, reference)
 
 
