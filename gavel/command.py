@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import click
 
 from gavel.errors import Exit, GavelError, InputError
+from gavel.processes import is_main
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -169,16 +170,20 @@ def text_values(ctx: click.Context, param: click.Parameter, entries: tuple[str, 
 
 
 def say(message: str) -> None:
-    """Tells the person something, on standard error."""
-    click.echo(message, err=True)
+    """Tells the person something, on standard error; of several processes the first speaks."""
+    if is_main():
+        click.echo(message, err=True)
 
 
 def warn(message: str) -> None:
-    click.echo(click.style("warning: ", fg="yellow") + message, err=True)
+    say(click.style("warning: ", fg="yellow") + message)
 
 
 def emit(result: dict[str, Any], as_json: bool, title: str | None = None) -> None:
-    """Prints a command's result on standard output: one JSON object, or two columns for a person."""
+    """Prints a command's result on standard output: one JSON object, or two columns for a person. Of several
+    processes the first prints."""
+    if not is_main():
+        return
     if as_json:
         click.echo(json.dumps(_finite(result), ensure_ascii=False, allow_nan=False))
         return

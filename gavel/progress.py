@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from gavel.processes import is_main
+
 _EVERY_S = 15.0
 
 
@@ -25,7 +27,7 @@ class Progress:
         self._started = self._shown = time.monotonic()
 
     def __enter__(self) -> Progress:
-        self._inner = Progress._open > 0
+        self._inner = Progress._open > 0 or not is_main()
         Progress._open += 1
         if sys.stderr.isatty() and not self._inner:
             from rich.console import Console
