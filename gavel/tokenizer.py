@@ -17,6 +17,7 @@ from typing import Any
 
 from gavel.errors import GavelError, InputError, RowError
 from gavel.records import Message, digest
+from gavel.thinking import DEFAULT
 from gavel.untrusted import without_specials
 
 # what holds a vocabulary; of tokenizer_config.json alone transformers makes a tokenizer without one
@@ -176,6 +177,35 @@ class HfTokenizer:
     def text_ids(self, text: str) -> list[int]:
         """Ids of untrusted text that follows a special token: no BOS, no special tokens."""
         return _encode(self._plain_inner, text)
+
+    def document_ids(self, text: str) -> list[int]:
+        """Ids of untrusted text that stands for itself: BOS where the tokenizer has one, EOS at the end.
+
+        Raises InputError when the tokenizer has no EOS.
+        """
+        if self.hf.eos_token_id is None:
+            raise InputError("its tokenizer has no end-of-sequence token", where=self.hf.name_or_path)
+        return [*self._bos, *_encode(self._plain, text), int(self.hf.eos_token_id)]
+
+    def answer_ids(self, text: str, *, opened: bool = False) -> list[int]:
+        """Ids of an assistant's turn, without what ends it: as `text_ids`, but the tags of the thinking that
+        it begins with are the tokens that the model itself writes, where the tokenizer has them.
+
+        opened: the prompt ended with the opening tag, which is not repeated.
+        """
+        opens, closes = (self._special_id.get(tag) for tag in DEFAULT)
+        if opens is None or closes is None or not text.lstrip().startswith(DEFAULT.open):
+            return self.text_ids(text)
+        space, _, body = text.partition(DEFAULT.open)
+        thinking, closed, answer = body.partition(DEFAULT.close)
+        ids = [] if opened else [*self.text_ids(space), opens]
+        ids += self.text_ids(thinking)
+        return [*ids, closes, *self.text_ids(answer)] if closed else ids
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether plain text gets a BOS from this tokenizer."""
+        return bool(self._bos)
 
     def span_ids(self, context: str, target: str) -> tuple[list[int], int]:
         """Ids of context + target, and the first that holds any of the target's text.
