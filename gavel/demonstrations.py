@@ -73,12 +73,11 @@ class DemonstrationLayout(OutputsLayout):
                 self.columns.need(data, "completion")
             asked, answered = self.form(data)
             for output in answered.completions:
-                yield Demonstration(
-                    row, messages=_messages([*asked.messages, Turn("assistant", output.text)])
-                )
+                turns = [*asked.messages, Turn("assistant", output.text)]
+                yield Demonstration(row, messages=_messages(turns))
         else:
-            column, _, turns = self.conversation(data)
-            fields = {"messages": self.led(data, turns)}
+            column, _, conversation = self.conversation(data)
+            fields = {"messages": self.led(data, conversation)}
             form = checked(fields, PromptForm, {"messages": column})
             end = next((i for i in range(len(form.messages), 0, -1) if _is_answer(form.messages[i - 1])), 0)
             if not end:
