@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar, Protocol
 
 import msgspec
 
@@ -22,6 +23,28 @@ from gavel.records import Completion, PreferencePair, Prompt, decode, digest
 from gavel.rows import BadRows
 from gavel.rundir import RunDir, read_lines
 from gavel.sources import PreferenceRow
+
+
+class Row(Protocol):
+    """What every trainer wants to know of a row.
+
+    noun: what rows of its kind are called. name: its id, and where it comes from. place: where it comes
+        from, for a person. length: tokens of its longest sequence. fault: why it cannot be trained on.
+    """
+
+    noun: ClassVar[str]
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def place(self) -> str: ...
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def fault(self) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +59,8 @@ class PairRow:
     p_chosen: probability that chosen is better, None where not known.
     where: file and line that the pair comes from.
     """
+
+    noun: ClassVar[str] = "pairs"
 
     prompt_ids: Sequence[int]
     chosen_ids: Sequence[int]
@@ -53,6 +78,20 @@ class PairRow:
         return self.where or f"pair {self.pair_id}"
 
     @property
+    def name(self) -> str:
+        """Its id, and where it comes from."""
+        return f"{self.pair_id} ({self.where})" if self.where else self.pair_id
+
+    @property
+    def fault(self) -> str | None:
+        """Why it cannot be trained on."""
+        return (
+            None
+            if self.prompt_ids and self.chosen_ids and self.rejected_ids
+            else "empty prompt or completion"
+        )
+
+    @property
     def length(self) -> int:
         """Tokens of the longer of its two sequences."""
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
@@ -65,8 +104,8 @@ class Encoder:
     weights: version of the weights that training starts from; log-probabilities recorded under any
         other version are not its reference.
     context: the model's longest sequence in tokens, None for no limit.
-    max_length: longer pairs are left out on purpose.
-    left_out: pairs left out, by reason. completions: how many of the pairs' completions are trained on
+    max_length: longer rows are left out on purpose.
+    left_out: rows left out, by reason. completions: how many of the rows' completions are trained on
         as "sampled" token ids, and how many were "tokenised" here from text.
     """
 
@@ -77,9 +116,20 @@ class Encoder:
     left_out: Counter[str] = field(default_factory=Counter)
     completions: Counter[str] = field(default_factory=Counter)
 
+    def takes(self, length: int, place: str, bad: BadRows) -> bool:
+        """Whether a row is short enough: longer than the context is an error of that row, longer than is
+        wanted is counted."""
+        if self.context is not None and length > self.context:
+            bad.add(RowError(f"{length} tokens, the model's context is {self.context}", where=place))
+            return False
+        if self.max_length is not None and length > self.max_length:
+            self.left_out["longer than --max-length"] += 1
+            return False
+        return True
+
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class Answer:
     """A completion as token ids."""
 
     prompt_id: str
@@ -123,13 +173,13 @@ def read_run(run: RunDir, encoder: Encoder, bad: BadRows, pairs: str | None = No
         raise InputError(
             "holds no pairs", where=str(path), hint="Make some with: gavel pairs RUN --min-margin 0"
         )
-    answers = _answers(run, {i for _, p in found for i in (p.chosen_id, p.rejected_id)}, encoder)
-    prompts = _prompt_ids(run, {p.prompt_id for _, p in found}, encoder)
+    answers = answers_of(run, {i for _, p in found for i in (p.chosen_id, p.rejected_id)}, encoder)
+    prompts = prompt_ids_of(run, {p.prompt_id for _, p in found}, encoder)
     bad.total += len(found)
     rows = []
     for where, pair in found:
         try:
-            prompt_ids = _known_prompt(prompts, pair.prompt_id, where)
+            prompt_ids = known_prompt(prompts, pair.prompt_id, where)
             chosen, rejected = _both(answers, pair.chosen_id, pair.rejected_id, pair.prompt_id, where)
         except RowError as error:
             bad.add(error)
@@ -143,10 +193,10 @@ def read_preferences(
 ) -> list[PairRow]:
     """The pairs of a preference file; those that carry ids of `run`'s completions take its token ids."""
     given = list(source)
-    answers: dict[str, _Answer] = {}
+    answers: dict[str, Answer] = {}
     if run is not None:
         run.manifest()  # refuses a newer version
-        answers = _answers(run, {i for r in given for i in (r.chosen_id, r.rejected_id) if i}, encoder)
+        answers = answers_of(run, {i for r in given for i in (r.chosen_id, r.rejected_id) if i}, encoder)
     rows = []
     for row in given:
         try:
@@ -200,11 +250,11 @@ def flip_rate(run: RunDir, pairs: str | None = None) -> float:
     return float(rate)
 
 
-def _answers(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, _Answer]:
+def answers_of(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, Answer]:
     """Streams completions.jsonl and keeps the ones that are needed."""
     only_id = msgspec.json.Decoder(_Id)
     path = run.completions_path
-    found: dict[str, _Answer] = {}
+    found: dict[str, Answer] = {}
     for number, _, line in read_lines(path):
         if only_id.decode(line).id not in needed:
             continue
@@ -213,7 +263,7 @@ def _answers(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, _Answ
     return found
 
 
-def _answer(completion: Completion, encoder: Encoder, where: str) -> _Answer:
+def _answer(completion: Completion, encoder: Encoder, where: str) -> Answer:
     if completion.token_ids is None:
         return _from_text(completion.prompt_id, completion.text, completion.finish_reason, encoder)
     try:
@@ -222,25 +272,25 @@ def _answer(completion: Completion, encoder: Encoder, where: str) -> _Answer:
         raise InputError(str(error), where=where) from None
     reference = completion.logprobs_mode == "raw" and completion.weights == encoder.weights is not None
     logp = completion.logprob_sum if reference else None
-    return _Answer(
+    return Answer(
         completion.prompt_id, ids, completion.prompt_hash, logp, hash(completion.text), sampled=True
     )
 
 
-def _from_text(prompt_id: str, text: str, finish_reason: str | None, encoder: Encoder) -> _Answer:
+def _from_text(prompt_id: str, text: str, finish_reason: str | None, encoder: Encoder) -> Answer:
     """Text from elsewhere: EOS is appended unless it is known to be cut off."""
     end = [] if finish_reason == "length" else [encoder.tokenizer.eos_id]
     ids = array("i", [*encoder.tokenizer.text_ids(text), *end])
-    return _Answer(prompt_id, ids, None, None, hash(text), sampled=False)
+    return Answer(prompt_id, ids, None, None, hash(text), sampled=False)
 
 
-def _recorded(answers: dict[str, _Answer], completion_id: str | None, text: str) -> _Answer | None:
+def _recorded(answers: dict[str, Answer], completion_id: str | None, text: str) -> Answer | None:
     """The completion that a row names, unless the row's text has been edited since."""
     found = answers.get(completion_id or "")
     return found if found is not None and found.text_hash == hash(text) else None
 
 
-def _prompt_ids(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, array[int] | RowError]:
+def prompt_ids_of(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, array[int] | RowError]:
     """Renders the prompts that are needed; pairs of one prompt share its ids."""
     only_id = msgspec.json.Decoder(_Id)
     path = run.prompts_path
@@ -256,7 +306,7 @@ def _prompt_ids(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, ar
     return found
 
 
-def _known_prompt(prompts: dict[str, array[int] | RowError], prompt_id: str, where: str) -> array[int]:
+def known_prompt(prompts: dict[str, array[int] | RowError], prompt_id: str, where: str) -> array[int]:
     found = prompts.get(prompt_id) or RowError(f"its prompt {prompt_id} is not in prompts.jsonl")
     if isinstance(found, RowError):
         raise RowError(found.what, where=where)
@@ -264,8 +314,8 @@ def _known_prompt(prompts: dict[str, array[int] | RowError], prompt_id: str, whe
 
 
 def _both(
-    answers: dict[str, _Answer], chosen_id: str, rejected_id: str, prompt_id: str, where: str
-) -> tuple[_Answer, _Answer]:
+    answers: dict[str, Answer], chosen_id: str, rejected_id: str, prompt_id: str, where: str
+) -> tuple[Answer, Answer]:
     for completion_id in (chosen_id, rejected_id):
         if completion_id not in answers:
             raise RowError(f"its completion {completion_id} is not in completions.jsonl", where=where)
@@ -274,14 +324,19 @@ def _both(
     return answers[chosen_id], answers[rejected_id]
 
 
-def _row(encoder: Encoder, prompt_ids: array[int], chosen: _Answer, rejected: _Answer, where: str,
-         pair_id: str, margin: float | None, p_chosen: float | None) -> PairRow:  # fmt: skip
-    hashes = {a.prompt_hash for a in (chosen, rejected)} - {None}
+def check_rendering(prompt_ids: array[int], answers: Iterable[Answer], where: str) -> None:
+    """Raises InputError where the sampler saw the prompt of its answers as other ids."""
+    hashes = {answer.prompt_hash for answer in answers} - {None}
     if hashes and hashes != {digest("prompt_ids", prompt_ids.tolist())}:
         raise InputError(
             "this model's tokenizer renders the prompt to other token ids than the sampler saw", where=where,
             hint="Train the model that sampled, with its chat template and the same --chat-template-arg.",
         )  # fmt: skip
+
+
+def _row(encoder: Encoder, prompt_ids: array[int], chosen: Answer, rejected: Answer, where: str,
+         pair_id: str, margin: float | None, p_chosen: float | None) -> PairRow:  # fmt: skip
+    check_rendering(prompt_ids, (chosen, rejected), where)
     encoder.completions.update("sampled" if a.sampled else "tokenised" for a in (chosen, rejected))
     return PairRow(prompt_ids=prompt_ids, chosen_ids=chosen.ids, rejected_ids=rejected.ids, pair_id=pair_id,
                    ref_chosen_logp=chosen.logp, ref_rejected_logp=rejected.logp,
@@ -289,16 +344,12 @@ def _row(encoder: Encoder, prompt_ids: array[int], chosen: _Answer, rejected: _A
 
 
 def _usable(rows: list[PairRow], encoder: Encoder, bad: BadRows) -> list[PairRow]:
-    """Leaves out what cannot be trained on: longer than the context is an error of that row."""
+    """Leaves out what cannot be trained on."""
     kept = []
     for row in rows:
-        if encoder.context is not None and row.length > encoder.context:
-            bad.add(
-                RowError(f"{row.length} tokens, the model's context is {encoder.context}", where=row.where)
-            )
-        elif encoder.max_length is not None and row.length > encoder.max_length:
-            encoder.left_out["longer than --max-length"] += 1
-        elif not row.chosen_ids or not row.rejected_ids:
+        if not encoder.takes(row.length, row.place, bad):
+            continue
+        if not row.chosen_ids or not row.rejected_ids:
             encoder.left_out["empty completion"] += 1
         elif row.chosen_ids == row.rejected_ids:
             encoder.left_out["chosen = rejected"] += 1
