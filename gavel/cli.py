@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "agreement": ("judge.cli_agreement:agreement", "Check a judge against gold labels."),
     "winrate": ("rounds.cli_winrate:winrate", "Win rate, standard error, length-controlled win rate."),
     "audit": ("judge.cli_audit:audit", "What is wrong with a preference file."),
-    "train": ("train.cli:train", "Train a model on preference pairs."),
+    "train": ("train.cli:train", "Train a model on demonstrations or preference pairs."),
     "doctor": ("gavel.doctor:doctor", "Check machine, engines and versions."),
 }
 

@@ -3,111 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from gavel.command import command, emit, key_values, place, say
 from gavel.errors import InputError
-from gavel.options import source_options
+from train.cli_sft import sft
 from train.config import (
     CONSERVATIVE,
     LOSSES,
-    PRECISIONS,
     REFERENCES,
-    SCHEDULES,
     SMOOTHED,
     DpoConfig,
+    PairConfig,
     RewardConfig,
     TrainConfig,
 )
+from train.options import F, account, common, data_and_out, given, setting, together
 
-F = TypeVar("F", bound=Callable[..., Any])
 _MEASURED = "measured"
 
-
-def _settings_of(kind: type[TrainConfig]) -> dict[str, Any]:
-    """The fields of a configuration with their defaults."""
-    return {f.name: f.default for f in fields(kind)}
-
-
-def _setting(kind: type[TrainConfig], name: str, help: str, **more: Any) -> Callable[[F], F]:
-    """An option named after a field of a configuration, with its default."""
-    default = _settings_of(kind)[name]
-    return click.option(f"--{name.replace('_', '-')}", default=default,
-                        show_default=default is not None, help=help, **more)  # fmt: skip
-
-
-def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
-    """Adds several options, in this order."""
-
-    def wrap(function: F) -> F:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return wrap
-
-
 #: Which pairs are trained on, and where the model goes.
-_pair_source: Callable[[F], F] = _all(
-    click.option(
-        "--data",
-        required=True,
-        metavar="RUN|SRC",
-        help="Run directory, or a preference file (JSON Lines, JSON, Parquet, CSV, datasets directory, "
-        "hub:…).",
-    ),
-    click.option(
-        "--out", required=True, metavar="DIR", help="Where the model goes; the same command resumes."
+_pair_source: Callable[[F], F] = together(
+    data_and_out(
+        "Run directory, or a preference file (JSON Lines, JSON, Parquet, CSV, datasets directory, hub:…)."
     ),
     click.option("--pairs", metavar="NAME", help="Which pairs of RUN; the newest unless given."),
     click.option("--run", metavar="RUN", help="Run directory whose token ids the rows of SRC name."),
-    source_options("0"),
 )
 
 
-def _common(kind: type[TrainConfig], rows: str) -> Callable[[F], F]:
-    """Adds the options that every trainer has. rows: what a batch is made of."""
-
-    def setting(name: str, help: str, **more: Any) -> Callable[[F], F]:
-        return _setting(kind, name, help, **more)
-
-    return _all(
-        setting("epochs", "Passes over the data.", type=float),
-        setting("batch_size", f"{rows.capitalize()} per optimiser step.", type=int),
-        setting("micro_batch", f"{rows.capitalize()} per forward pass, a divisor of the batch size; sets "
-                "memory, not results.", type=int),
-        setting("max_length", f"Leave out {rows} with more tokens.  [default: the model's context]",
-                type=int),
-        setting("warmup", "Warm-up steps, or below 1 a fraction of all.", type=float),
-        setting("scheduler", "Learning rate after the warm-up.", type=click.Choice(list(SCHEDULES))),
-        setting("weight_decay", "AdamW's weight decay.", type=float),
-        setting("optim", "Optimiser, as transformers names it."),
-        setting("max_grad_norm", "Gradients are clipped to this norm; 0 is off.", type=float),
-        setting("seed", "Seed of the order of the data and of new weights.", type=int),
-        setting("precision", "auto: bf16 on a GPU that has it, else fp32.",
-                type=click.Choice(PRECISIONS)),
-        click.option("--gradient-checkpointing", is_flag=True, help="Less memory, about 25 % more time."),
-        click.option("--halve-micro-batch", is_flag=True,
-                     help="When memory runs out, go on with half the micro-batch."),
-        setting("lora_r", "Rank of a LoRA adapter; 0 trains all weights.", type=int),
-        setting("lora_alpha", "LoRA's alpha.  [default: twice the rank]", type=float),
-        click.option("--lora-target", "lora_targets", multiple=True,
-                     help="Module to adapt; every linear layer unless given."),
-        setting("save_steps", "Steps between checkpoints; 0: one every five minutes.", type=int),
-        setting("log_steps", "Steps between lines of metrics.jsonl.", type=int),
-        click.option("--report-to", multiple=True,
-                     help="Tracker that transformers knows (wandb, tensorboard, …)."),
-        click.option("--chat-template-arg", "template_args", multiple=True, callback=key_values,
-                     metavar="KEY=VALUE", help="Passed to the chat template, as when sampling."),
-        click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model."),
-    )  # fmt: skip
-
-
 def _smoothing(kind: type[TrainConfig], losses: str) -> Callable[[F], F]:
-    return _setting(
+    return setting(
         kind,
         "label_smoothing",
         f"How often a label is wrong, below 0.5; {_MEASURED}: as `gavel pairs` found it in RUN.{losses}",
@@ -127,7 +55,7 @@ def _flip_rate(ctx: click.Context, param: click.Parameter, value: str) -> float 
         raise InputError(f"{value!r} is neither a number nor {_MEASURED}", where=place(ctx, param)) from None
 
 
-@click.group(help="Train a model on preference pairs.")
+@click.group(help="Train a model on demonstrations or preference pairs.")
 def train() -> None: ...
 
 
@@ -136,8 +64,8 @@ def train() -> None: ...
     "--model", required=True, help="Model directory or hub id to start from; it is the reference too."
 )
 @_pair_source
-@_setting(DpoConfig, "learning_rate", "Peak learning rate.", type=float)
-@_setting(DpoConfig, "beta", "How closely the policy is kept to the reference.", type=float)
+@setting(DpoConfig, "learning_rate", "Peak learning rate.", type=float)
+@setting(DpoConfig, "beta", "How closely the policy is kept to the reference.", type=float)
 @click.option(
     "--loss",
     multiple=True,
@@ -152,18 +80,18 @@ def train() -> None: ...
     help=f"Train towards each pair's probability that chosen is better ({', '.join(CONSERVATIVE)}); "
     "where it has none, 1 less the label smoothing.",
 )
-@_common(DpoConfig, "pairs")
+@common(DpoConfig, "pairs")
 @click.option("--merge", is_flag=True, help="Save the merged model, the adapter beside it.")
-@_setting(
+@setting(
     DpoConfig,
     "reference",
     "Where its log-probabilities come from. auto: the samples if an audit agrees, else a pass.",
     type=click.Choice(REFERENCES),
 )
-@_setting(DpoConfig, "audit_rows", "Pairs that the audit reads.", type=int)
+@setting(DpoConfig, "audit_rows", "Pairs that the audit reads.", type=int)
 def dpo(**options: Any) -> None:
     """Reads the pairs, trains, prints the summary."""
-    config = DpoConfig(**_given(DpoConfig, options) | {"loss": _weights(options["loss"])})
+    config = DpoConfig(**_settings(DpoConfig, options) | {"loss": _weights(options["loss"])})
     rows, account = _pairs(config, options)
 
     from train.dpo import train_dpo
@@ -178,7 +106,7 @@ def dpo(**options: Any) -> None:
     help="Model directory or hub id to start from: a language model, which gets a head, or a reward model.",
 )
 @_pair_source
-@_setting(RewardConfig, "learning_rate", "Peak learning rate.", type=float)
+@setting(RewardConfig, "learning_rate", "Peak learning rate.", type=float)
 @_smoothing(RewardConfig, "")
 @click.option(
     "--soft-labels",
@@ -186,20 +114,20 @@ def dpo(**options: Any) -> None:
     help="Train towards each pair's probability that chosen is better; where it has none, 1 less the label "
     "smoothing.",
 )
-@_setting(
+@setting(
     RewardConfig,
     "margin_scale",
     "How much of a pair's own margin the rewards must differ by; 0: any difference will do.",
     type=float,
 )
-@_setting(RewardConfig, "center", "Weight of a term that keeps rewards around 0, e.g. 0.01.", type=float)
-@_setting(
+@setting(RewardConfig, "center", "Weight of a term that keeps rewards around 0, e.g. 0.01.", type=float)
+@setting(
     RewardConfig, "held_out", "Share of the prompts kept from training and measured afterwards.", type=float
 )
-@_common(RewardConfig, "pairs")
+@common(RewardConfig, "pairs")
 def reward(**options: Any) -> None:
     """Reads the pairs, trains, prints the summary and what held-out pairs say."""
-    config = RewardConfig(**_given(RewardConfig, options))
+    config = RewardConfig(**_settings(RewardConfig, options))
     rows, account = _pairs(config, options)
 
     from train.reward import train_reward
@@ -207,9 +135,9 @@ def reward(**options: Any) -> None:
     emit(train_reward(config, rows, options["out"]) | account, options["as_json"], "trained")
 
 
-def _given(kind: type[TrainConfig], options: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a configuration among the options."""
-    settings = {name: options[name] for name in _settings_of(kind) if name in options}
+def _settings(kind: type[PairConfig], options: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration of pairs among the options."""
+    settings = given(kind, options)
     if settings["label_smoothing"] == _MEASURED:
         settings["label_smoothing"] = _measured(options)
     return settings
@@ -223,11 +151,7 @@ def _pairs(config: TrainConfig, options: dict[str, Any]) -> tuple[Any, dict[str,
     encoder = encoder_of(config)
     bad = BadRows(options["max_bad_rows"])
     rows = _rows(options, encoder, bad)
-    bad.check()
-    if encoder.left_out:
-        say("pairs left out: " + ", ".join(f"{reason} ({n:,})" for reason, n in encoder.left_out.items()))
-    return rows, {"completions": dict(encoder.completions), "left_out": dict(encoder.left_out),
-                  "bad_rows": bad.count}  # fmt: skip
+    return rows, account(encoder, bad, "pairs")
 
 
 def _measured(options: dict[str, Any]) -> float:
@@ -273,5 +197,6 @@ def _weights(loss: dict[str, Any]) -> dict[str, float]:
     return {name: float(weight) for name, weight in loss.items()} or {"sigmoid": 1.0}
 
 
+train.add_command(sft)
 train.add_command(dpo)
 train.add_command(reward)

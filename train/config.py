@@ -21,6 +21,7 @@ WITHIN_MICRO_BATCH = ("aot", "aot_unpaired", "bco_pair")
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 PRECISIONS = ("auto", "fp32", "bf16")
 REFERENCES = ("auto", "samples", "pass")
+CHAT_TEMPLATES = ("chatml", "llama3", "plain")
 _DEFAULT_MICRO = 8  # pairs
 
 
@@ -209,6 +210,29 @@ class RewardConfig(PairConfig):
         _need("held_out", 0 <= self.held_out < 1, "must be a share below 1")
         _need("margin_scale", not (self.margin_scale and self.softened),
               "says how sure a label is, as --soft-labels and --label-smoothing do: give one")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig(TrainConfig):
+    """Settings of `train.sft.train_sft`.
+
+    chat_template: one of CHAT_TEMPLATES or a file; None: the model's own.
+    merge: save the merged model, with the adapter beside it.
+    """
+
+    learning_rate: float = 1e-5
+    chat_template: str | None = None
+    merge: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value that cannot be used, naming the option."""
+        super().__post_init__()
+        _need("merge", not self.merge or self.lora_r > 0, "needs --lora-r")
+
+    def shaping(self) -> dict[str, Any]:
+        shaped = super().shaping()
+        del shaped["chat_template"]  # what it says belongs to the data, not where it says it
+        return shaped
 
 
 def _divisor(number: int, most: int) -> int:

@@ -8,43 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import msgspec
 
 from gavel.errors import InputError, RowError
 from gavel.packed import unpack_ids
-from gavel.protocols import Tokenizer
 from gavel.records import Completion, PreferencePair, Prompt, decode, digest
 from gavel.rows import BadRows
 from gavel.rundir import RunDir, read_lines
 from gavel.sources import PreferenceRow
-
-
-class Row(Protocol):
-    """What every trainer wants to know of a row.
-
-    noun: what rows of its kind are called. name: its id, and where it comes from. place: where it comes
-        from, for a person. length: tokens of its longest sequence. fault: why it cannot be trained on.
-    """
-
-    noun: ClassVar[str]
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def place(self) -> str: ...
-
-    @property
-    def length(self) -> int: ...
-
-    @property
-    def fault(self) -> str | None: ...
+from train.rows import Encoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,37 +74,6 @@ class PairRow:
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """How a model reads text.
-
-    weights: version of the weights that training starts from; log-probabilities recorded under any
-        other version are not its reference.
-    context: the model's longest sequence in tokens, None for no limit.
-    max_length: longer rows are left out on purpose.
-    left_out: rows left out, by reason. completions: how many of the rows' completions are trained on
-        as "sampled" token ids, and how many were "tokenised" here from text.
-    """
-
-    tokenizer: Tokenizer
-    weights: str | None = None
-    context: int | None = None
-    max_length: int | None = None
-    left_out: Counter[str] = field(default_factory=Counter)
-    completions: Counter[str] = field(default_factory=Counter)
-
-    def takes(self, length: int, place: str, bad: BadRows) -> bool:
-        """Whether a row is short enough: longer than the context is an error of that row, longer than is
-        wanted is counted."""
-        if self.context is not None and length > self.context:
-            bad.add(RowError(f"{length} tokens, the model's context is {self.context}", where=place))
-            return False
-        if self.max_length is not None and length > self.max_length:
-            self.left_out["longer than --max-length"] += 1
-            return False
-        return True
-
-
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A completion as token ids."""
@@ -173,13 +119,13 @@ def read_run(run: RunDir, encoder: Encoder, bad: BadRows, pairs: str | None = No
         raise InputError(
             "holds no pairs", where=str(path), hint="Make some with: gavel pairs RUN --min-margin 0"
         )
-    answers = answers_of(run, {i for _, p in found for i in (p.chosen_id, p.rejected_id)}, encoder)
-    prompts = prompt_ids_of(run, {p.prompt_id for _, p in found}, encoder)
+    answers = _answers(run, {i for _, p in found for i in (p.chosen_id, p.rejected_id)}, encoder)
+    prompts = _prompt_ids(run, {p.prompt_id for _, p in found}, encoder)
     bad.total += len(found)
     rows = []
     for where, pair in found:
         try:
-            prompt_ids = known_prompt(prompts, pair.prompt_id, where)
+            prompt_ids = _known_prompt(prompts, pair.prompt_id, where)
             chosen, rejected = _both(answers, pair.chosen_id, pair.rejected_id, pair.prompt_id, where)
         except RowError as error:
             bad.add(error)
@@ -196,7 +142,7 @@ def read_preferences(
     answers: dict[str, Answer] = {}
     if run is not None:
         run.manifest()  # refuses a newer version
-        answers = answers_of(run, {i for r in given for i in (r.chosen_id, r.rejected_id) if i}, encoder)
+        answers = _answers(run, {i for r in given for i in (r.chosen_id, r.rejected_id) if i}, encoder)
     rows = []
     for row in given:
         try:
@@ -250,7 +196,7 @@ def flip_rate(run: RunDir, pairs: str | None = None) -> float:
     return float(rate)
 
 
-def answers_of(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, Answer]:
+def _answers(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, Answer]:
     """Streams completions.jsonl and keeps the ones that are needed."""
     only_id = msgspec.json.Decoder(_Id)
     path = run.completions_path
@@ -259,11 +205,11 @@ def answers_of(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, Ans
         if only_id.decode(line).id not in needed:
             continue
         completion = decode(line, Completion, f"{path}:{number}")
-        found[completion.id] = _answer(completion, encoder, f"{path}:{number}")
+        found[completion.id] = answer_of(completion, encoder, f"{path}:{number}")
     return found
 
 
-def _answer(completion: Completion, encoder: Encoder, where: str) -> Answer:
+def answer_of(completion: Completion, encoder: Encoder, where: str) -> Answer:
     if completion.token_ids is None:
         return _from_text(completion.prompt_id, completion.text, completion.finish_reason, encoder)
     try:
@@ -290,7 +236,7 @@ def _recorded(answers: dict[str, Answer], completion_id: str | None, text: str) 
     return found if found is not None and found.text_hash == hash(text) else None
 
 
-def prompt_ids_of(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, array[int] | RowError]:
+def _prompt_ids(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, array[int] | RowError]:
     """Renders the prompts that are needed; pairs of one prompt share its ids."""
     only_id = msgspec.json.Decoder(_Id)
     path = run.prompts_path
@@ -306,7 +252,7 @@ def prompt_ids_of(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, 
     return found
 
 
-def known_prompt(prompts: dict[str, array[int] | RowError], prompt_id: str, where: str) -> array[int]:
+def _known_prompt(prompts: dict[str, array[int] | RowError], prompt_id: str, where: str) -> array[int]:
     found = prompts.get(prompt_id) or RowError(f"its prompt {prompt_id} is not in prompts.jsonl")
     if isinstance(found, RowError):
         raise RowError(found.what, where=where)

@@ -30,8 +30,8 @@ from gavel.weights import weights_version
 from train import models, soft
 from train.callbacks import Bar, Checkpoints, Metrics, stopping
 from train.config import SCHEDULES, TrainConfig
-from train.data import Row
 from train.output import Output, step_of
+from train.rows import Row
 
 C = TypeVar("C", bound=TrainConfig)
 
@@ -340,8 +340,8 @@ def check_batch(config: TrainConfig, rows: Sequence[Row]) -> None:
     """Refuses fewer rows to train on than one batch."""
     if len(rows) < config.batch_size:
         noun = rows[0].noun
-        raise InputError(f"{len(rows):,} {noun} to train on are fewer than one batch of {config.batch_size:,}",
-                         where="--batch-size", hint=f"Lower it, or make more {noun}.")  # fmt: skip
+        few = f"{len(rows):,} {noun} to train on are fewer than one batch of {config.batch_size:,}"
+        raise InputError(few, where="--batch-size", hint=f"Lower it, or make more {noun}.")  # fmt: skip
 
 
 def check_rows(config: TrainConfig, rows: Sequence[Row]) -> None:
