@@ -118,7 +118,9 @@ def _detected(src: str, looked: Sequence[Row], layout: DemonstrationLayout) -> t
         ways = " or ".join(f"--kind {kind}" for kind in Kind if kind in found)
         raise InputError(f"its rows could be {could}", where=src, hint=f"Say which they are: {ways}.")
     columns = dict.fromkeys(column for row in looked for column in row.data)
-    asked = any(layout.columns.find(row.data, "prompt")[1] is not None for row in looked)
+    asked = "prompt" not in layout.columns.mapped and any(
+        layout.columns.find(row.data, "prompt")[1] is not None for row in looked
+    )
     raise layout.columns.unusable(src, columns, layout.needs, "completion" if asked else "text")
 
 

@@ -155,7 +155,7 @@ class HfTokenizer:
             )
 
     def chat_ids(self, messages: Sequence[Message], **template_args: Any) -> list[int]:
-        """Ids of a conversation, ready for the assistant's turn.
+        """Ids of a conversation, ready for the assistant's turn (or not, with add_generation_prompt=False).
 
         Raises RowError when the template refuses the conversation (an unknown role, say).
         """
@@ -189,18 +189,22 @@ class HfTokenizer:
 
     def answer_ids(self, text: str, *, opened: bool = False) -> list[int]:
         """Ids of an assistant's turn, without what ends it: as `text_ids`, but the tags of the thinking that
-        it begins with are the tokens that the model itself writes, where the tokenizer has them.
+        it begins with are the tokens that the model itself writes.
 
         opened: the prompt ended with the opening tag, which is not repeated.
         """
-        opens, closes = (self._special_id.get(tag) for tag in DEFAULT)
-        if opens is None or closes is None or not text.lstrip().startswith(DEFAULT.open):
+        if not self.begins_thinking(text):
             return self.text_ids(text)
+        opens, closes = (self._special_id[tag] for tag in DEFAULT)
         space, _, body = text.partition(DEFAULT.open)
         thinking, closed, answer = body.partition(DEFAULT.close)
         ids = [] if opened else [*self.text_ids(space), opens]
         ids += self.text_ids(thinking)
         return [*ids, closes, *self.text_ids(answer)] if closed else ids
+
+    def begins_thinking(self, text: str) -> bool:
+        """Whether a turn begins with thinking between tags that the tokenizer has tokens for."""
+        return text.lstrip().startswith(DEFAULT.open) and all(tag in self._special_id for tag in DEFAULT)
 
     @property
     def adds_bos(self) -> bool:
@@ -227,10 +231,9 @@ class HfTokenizer:
         self, messages: Sequence[Message], texts: Sequence[str], template_args: dict[str, Any]
     ) -> str:
         turns = [{"role": m.role, "content": text} for m, text in zip(messages, texts, strict=True)]
+        settings = {"add_generation_prompt": True, **self.template_args, **template_args}
         try:
-            rendered: str = self.hf.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, **self.template_args, **template_args
-            )
+            rendered: str = self.hf.apply_chat_template(turns, tokenize=False, **settings)
         except GavelError:
             raise
         except Exception as error:  # whatever a model's own template raises

@@ -57,9 +57,11 @@ class ExactSFTTrainer(running.ExactRows, SFTTrainer):  # type: ignore[misc]
         places = given.pop(running.ROW)
         if "position_ids" in given:  # beside a mask they would not keep documents apart
             del given["attention_mask"]
-        share = self.counts(given).item() / self.totals[0]
-        # TRL takes the mean of this term over the micro-batches
-        self.router_aux_loss_coef: float = self._aux_coef * share * self.current_gradient_accumulation_steps
+        if self.aux_loss_enabled:  # TRL takes the mean of this term over the micro-batches
+            share = self.counts(given).item() / self.totals[0]
+            self.router_aux_loss_coef: float = (
+                self._aux_coef * share * self.current_gradient_accumulation_steps
+            )
         loss = super().compute_loss(model, given, num_items_in_batch=self.totals[0])
         return self.finite(loss, places)
 

@@ -156,12 +156,25 @@ def conversation_rows(messages: Sequence[Message], tokenizer: HfTokenizer, where
         if prompt[: len(ids)] != ids:
             close()
             spans = []
-        opened = tokenizer.decode(prompt[-8:]).rstrip().endswith(DEFAULT.open)
-        answer = tokenizer.answer_ids(message.content, opened=opened)
-        ids = prompt + array("i", [*answer, tokenizer.eos_id])
+        ids = prompt + _turn(messages[: place + 1], prompt, tokenizer)
         spans.append((len(prompt), len(ids)))
     close()
     return rows
+
+
+def _turn(messages: Sequence[Message], prompt: array[int], tokenizer: HfTokenizer) -> array[int]:
+    """The last turn as the engine would have to sample it behind the prompt: the template's own rendering of
+    it (some put a space before it, some trim it) where that goes on from the prompt and says the same, else
+    its text alone; and what ends it."""
+    text, end = messages[-1].content, tokenizer.eos_id
+    if not tokenizer.begins_thinking(text):
+        whole = array("i", tokenizer.chat_ids(messages, add_generation_prompt=False))
+        rest = whole[len(prompt) :]
+        said = rest[: rest.index(end)] if end in rest else rest
+        if whole[: len(prompt)] == prompt and tokenizer.decode(said).strip() == text.strip():
+            return said + array("i", [end])
+    opened = tokenizer.decode(prompt[-8:]).rstrip().endswith(DEFAULT.open)
+    return array("i", [*tokenizer.answer_ids(text, opened=opened), end])
 
 
 def pack(documents: Iterable[tuple[Sequence[int], str]], size: int) -> Iterator[SftRow]:
