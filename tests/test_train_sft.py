@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Engines, Ran, Tiny
+from conftest import Ran, Tiny
 from test_train_dpo import (
     ASSISTANT,
     BOS,
@@ -467,23 +467,24 @@ def test_a_base_model_needs_a_template(gavel: Command, tiny: Tiny, tmp_path: Pat
 # engines
 
 
+@pytest.mark.parametrize("template", ["plain", "chatml"])
 def test_engines_stop_where_the_saved_model_says(
-    gavel: Command, tiny: Tiny, engines: Engines, tmp_path: Path
+    gavel: Command, tiny: Tiny, tmp_path: Path, template: str
 ) -> None:
-    """A model that goes on with the user's next turn after its answer: no engine is told to stop there. Its
-    completions are then paired and trained on as they are."""
+    """With `plain` the model goes on with the user's next turn after its answer, with `chatml` it ends by a
+    token that it did not have. No engine is told to stop there."""
     from gavel.engines import EngineConfig, open_engine
     from gavel.protocols import Sampled, SampleRequest
     from gavel.records import Message, Sampling
 
+    more = "\n### User:\nno" if template == "plain" else ""
     rows = [
-        {"prompt": f"the {word}", "completion": f"a {word}\n### User:\nno"}
+        {"prompt": f"the {word}", "completion": f"a {word}{more}"}
         for word in ("dog", "fox", "lazy", "brown") * 8
     ]
     data, out = write(tmp_path / "a.jsonl", *rows), str(tmp_path / "out")
-    learn = ["--chat-template", "plain", "--learning-rate", "5e-3", "--epochs", "8", "--batch-size", "8"]
+    learn = ["--chat-template", template, "--learning-rate", "5e-3", "--epochs", "8", "--batch-size", "8"]
     run_sft(gavel, tiny.lm, data, tmp_path / "out", *learn)
-    assert engines.config("vllm").context == 256
     sampled: dict[str, list[Sampled]] = {}
     for name in ("transformers", "vllm"):
         with open_engine(EngineConfig(model=out, engine=name, context=256)) as engine:
@@ -496,9 +497,14 @@ def test_engines_stop_where_the_saved_model_says(
             ]  # fmt: skip
             replies = [r for r in engine.sample(requests) if isinstance(r, Sampled)]
             sampled[name] = sorted(replies, key=lambda r: r.key)
+            end = engine.tokenizer.eos_id
     for replies in sampled.values():
-        assert [(r.text, r.finish_reason, r.stop_reason) for r in replies] == [
-            (f"a {word}", "stop", "\n### User:") for word in ("dog", "fox")
-        ]
+        assert [(r.text, r.finish_reason) for r in replies] == [("a dog", "stop"), ("a fox", "stop")]
+        for reply in replies:
+            assert reply.token_ids is not None
+            if template == "plain":
+                assert reply.stop_reason == "\n### User:" and end not in reply.token_ids
+            else:
+                assert reply.token_ids[-1] == end
     one, other = ([list(r.token_ids or ()) for r in sampled[name]] for name in ("transformers", "vllm"))
     assert one == other, "the tokens of the stop string are part of what was sampled"
