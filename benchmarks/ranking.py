@@ -31,8 +31,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from gavel.ranking import PRIOR_SD, Floats, bradley_terry, kendall_tau
 from gavel.records import digest
-from judge.ranking import PRIOR_SD, Floats, bradley_terry, kendall_tau
 from judge.tournament import Pair, comparisons
 
 Verdicts = dict[Pair, float | None]

@@ -16,6 +16,7 @@ from gavel.command import exit_codes
 Table = dict[str, tuple[str, str]]
 
 TRAINERS: Table = {
+    "sft": ("train.cli_sft:sft", "On texts, instructions, conversations, or a run's best completions."),
     "dpo": ("train.cli:dpo", "On preference pairs, by direct preference optimisation."),
     "reward": ("train.cli:reward", "A reward model on preference pairs."),
     "ppo": ("rounds.cli_ppo:ppo", "Against a judge's scores, by proximal policy optimisation."),
@@ -29,7 +30,7 @@ COMMANDS: Table = {
     "agreement": ("judge.cli_agreement:agreement", "Check a judge against gold labels."),
     "winrate": ("rounds.cli_winrate:winrate", "Win rate, standard error, length-controlled win rate."),
     "audit": ("judge.cli_audit:audit", "What is wrong with a preference file."),
-    "train": ("gavel.cli:train", "Train a model: DPO, reward model, PPO."),
+    "train": ("gavel.cli:train", "Train a model: SFT, DPO, reward model, PPO."),
     "doctor": ("gavel.doctor:doctor", "Check machine, engines and versions."),
 }
 

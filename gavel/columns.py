@@ -22,6 +22,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "metadata": ("metadata",),
     "completions": ("completions", "responses", "outputs"),
     "completion": ("completion", "response", "output", "answer"),
+    "text": ("text",),
     "model": ("model", "generator", "model_name"),
     "chosen": ("chosen",),
     "rejected": ("rejected",),

@@ -23,7 +23,9 @@ from gavel.errors import InputError, RowError
 from gavel.rows import BadRows, Row
 
 CHUNK = 1 << 16
-READS = ".jsonl, .json, .csv or .parquet (each also .gz), a datasets directory, or hub:owner/name[:split]"
+READS = (
+    ".jsonl, .json, .csv, .parquet or .txt (each also .gz), a datasets directory, or hub:owner/name[:split]"
+)
 _MAGIC = {b"PK\x03\x04": "a zip archive", b"BZh": "a bzip2 file", b"(\xb5/\xfd": "a zstandard file",
           b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text"}  # fmt: skip
 _BOM = codecs.BOM_UTF8
@@ -295,6 +297,15 @@ def _is_unicode(text: str) -> bool:
     return text.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
+def text_rows(file: IO[bytes], src: str, bad: BadRows) -> Iterator[Row]:
+    """A whole file as one text."""
+    bad.total += 1
+    try:
+        yield Row(src, {"text": file.read().decode("utf-8-sig")}, bad.total)
+    except UnicodeDecodeError as error:
+        bad.add(RowError(f"not UTF-8: byte {error.start + 1}", where=src))
+
+
 def parquet_rows(file: IO[bytes], src: str, bad: BadRows) -> Iterator[Row]:
     from gavel.tables import parquet_rows as read  # pyarrow is slow to import
 
@@ -307,4 +318,5 @@ READERS: dict[str, Reader] = {
     ".json": json_rows,
     ".csv": csv_rows,
     ".parquet": parquet_rows,
+    ".txt": text_rows,
 }

@@ -60,7 +60,7 @@ class Layout:
         """
         column, value = self._asked(data)
         conversation = turns(value)
-        if column.startswith("conversation") and _answered(conversation):
+        if column.startswith("conversation") and is_answered(conversation):
             conversation = conversation[:-1]
         return self._prompt(data, conversation, identity, column)
 
@@ -76,9 +76,7 @@ class Layout:
 
     def _prompt(self, data: dict[str, Any], conversation: Any, identity: str, column: str) -> PromptForm:
         """Adds system and references, and checks the whole."""
-        system = self.columns.find(data, "system")[1]
-        if system and type(conversation) is list and not _starts_with_system(conversation):
-            conversation = [{"role": "system", "content": system}, *conversation]
+        conversation = self.led(data, conversation)
         noted, references = self.columns.find(data, "reference")
         if noted == "references":
             references = unpacked(references)
@@ -99,6 +97,21 @@ class Layout:
             raise RowError(f"empty prompt: {column!r} holds no text")
         return form
 
+    def led(self, data: dict[str, Any], conversation: Any) -> Any:
+        """The conversation with the row's system prompt before it."""
+        system = self.columns.find(data, "system")[1]
+        if system and type(conversation) is list and not _starts_with_system(conversation):
+            return [{"role": "system", "content": system}, *conversation]
+        return conversation
+
+    def conversation(self, data: dict[str, Any]) -> tuple[str, Any, Any]:
+        """The column that holds a conversation, its value, and that as turns."""
+        column, value = next(((c, data[c]) for c in _CONVERSATIONS if data.get(c) is not None), ("", None))
+        if not column or "prompt" in self.columns.mapped:
+            column, value = self._asked(data)
+        value = unpacked(value) if column in _CONVERSATIONS else value
+        return column, value, turns(value)
+
 
 class OutputsLayout(Layout):
     """Reads rows that hold outputs: one or several for a prompt."""
@@ -106,7 +119,7 @@ class OutputsLayout(Layout):
     needs = "a prompt, and a completion or completions"
 
     def form(self, data: dict[str, Any]) -> tuple[PromptForm, OutputsForm]:
-        column, value = self._outputs(data)
+        column, value = self.outputs(data)
         if value is not None:
             items = outputs(value, self.columns.text(data, "model"))
             form = self.prompt(data, "prompt_id")
@@ -119,7 +132,11 @@ class OutputsLayout(Layout):
             form = self._prompt(data, conversation[:-1], "prompt_id", column)
         return form, checked({"completions": items}, OutputsForm, {"completions": column})
 
-    def _outputs(self, data: dict[str, Any]) -> tuple[str, Any]:
+    def outputs(self, data: dict[str, Any]) -> tuple[str, Any]:
+        """The column that holds outputs, and its value; ("", None) where the row has none.
+
+        Raises RowError where the user named it and it is null.
+        """
         mapped = [m for m in ("completions", "completion") if m in self.columns.mapped]
         for meaning in mapped or ("completions", "completion"):
             column, value = self.columns.find(data, meaning)
@@ -138,11 +155,8 @@ class OutputsLayout(Layout):
 
     def _answered(self, data: dict[str, Any]) -> tuple[str, list[Any]]:
         """The conversation that ends with the output."""
-        column, value = next(((c, data[c]) for c in _CONVERSATIONS if data.get(c) is not None), ("", None))
-        if not column or "prompt" in self.columns.mapped:
-            column, value = self._asked(data)
-        conversation = turns(unpacked(value) if column in _CONVERSATIONS else value)
-        if not _answered(conversation):
+        column, value, conversation = self.conversation(data)
+        if not is_answered(conversation):
             if is_conversation(value):
                 raise RowError(f"no output: the last turn of {column!r} is not the assistant's")
             if any(name in data for name in KNOWN["completions"]):
@@ -224,7 +238,7 @@ class PreferenceLayout(Layout):
     def _conversations(self, data: dict[str, Any], names: tuple[str, str], sides: list[Any]) -> _Both:
         """Both as conversations: the answers alone, or each with the prompt before it (TRL)."""
         for name, side in zip(names, sides, strict=True):
-            if not _answered(side):
+            if not is_answered(side):
                 raise RowError(f"no output: the last turn of {name!r} is not the assistant's")
         if sides[0][:-1] != sides[1][:-1]:
             raise RowError("different prompts: chosen and rejected differ before their last turn")
@@ -256,7 +270,7 @@ def _read_label(column: str, label: Any) -> tuple[int | None, float | None]:
     raise RowError(f"unknown label: {column!r} is {str(label)[:40]!r}, not a, b, tie or from 1 to 2")
 
 
-def _answered(conversation: Any) -> bool:
+def is_answered(conversation: Any) -> bool:
     """Whether the last turn is the assistant's."""
     if type(conversation) is not list or not conversation or type(conversation[-1]) is not dict:
         return False

@@ -1,9 +1,9 @@
 """Reads prompts, outputs and preferences from elsewhere, as streams of rows with their place.
 
-SRC is a path (.jsonl, .json, .csv, .parquet, each also .gz; a `datasets` directory or one of Parquet
-files) or ``hub:owner/name[:split]``. Every reader opens its source and looks for its columns when it
-is called, before the first row is asked for; the rows then come as they are read. A row that cannot
-be used goes to `BadRows`, whose `check` the caller calls at the end. One `BadRows` per source.
+SRC is a path (.jsonl, .json, .csv, .parquet, .txt, each also .gz; a `datasets` directory or one of
+Parquet or text files) or ``hub:owner/name[:split]``. Every reader opens its source and looks for its
+columns when it is called, before the first row is asked for; the rows then come as they are read. A row
+that cannot be used goes to `BadRows`, whose `check` the caller calls at the end. One `BadRows` per source.
 """
 
 from __future__ import annotations

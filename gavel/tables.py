@@ -65,7 +65,7 @@ def _values(batch: Any) -> Iterator[dict[str, Any] | None]:
 
 
 def directory_rows(path: Path, src: str, bad: BadRows) -> Iterator[Row]:
-    """A `datasets` directory (save_to_disk) or a directory of Parquet files.
+    """A `datasets` directory (save_to_disk), or a directory of Parquet files or of texts.
 
     Raises:
         InputError: neither, or with several splits (they are named).
@@ -76,12 +76,12 @@ def directory_rows(path: Path, src: str, bad: BadRows) -> Iterator[Row]:
         return directory_rows(path / only, f"{src.rstrip('/')}/{only}", bad)
     if (path / "state.json").is_file():
         return _arrow_rows(path, src, bad)
-    files = sorted(path.rglob("*.parquet"))
+    files = sorted(path.rglob("*.parquet")) or sorted(path.rglob("*.txt"))
     if not files:
         hint = f"It reads {READS}."
         if (path / "manifest.json").is_file():
             hint = "It looks like a run directory: name one of its .jsonl files."
-        raise InputError("the directory holds neither a dataset nor Parquet files", where=src, hint=hint)
+        raise InputError("holds neither a dataset nor Parquet or text files", where=src, hint=hint)
     splits = sorted({match[1] for file in files if (match := _SPLIT.fullmatch(file.name))})
     if len(splits) > 1:
         raise InputError(

@@ -17,6 +17,7 @@ from typing import Any
 
 from gavel.errors import GavelError, InputError, RowError
 from gavel.records import Message, digest
+from gavel.thinking import DEFAULT
 from gavel.untrusted import without_specials
 
 # what holds a vocabulary; of tokenizer_config.json alone transformers makes a tokenizer without one
@@ -154,7 +155,7 @@ class HfTokenizer:
             )
 
     def chat_ids(self, messages: Sequence[Message], **template_args: Any) -> list[int]:
-        """Ids of a conversation, ready for the assistant's turn.
+        """Ids of a conversation, ready for the assistant's turn (or not, with add_generation_prompt=False).
 
         Raises RowError when the template refuses the conversation (an unknown role, say).
         """
@@ -177,6 +178,39 @@ class HfTokenizer:
         """Ids of untrusted text that follows a special token: no BOS, no special tokens."""
         return _encode(self._plain_inner, text)
 
+    def document_ids(self, text: str) -> list[int]:
+        """Ids of untrusted text that stands for itself: BOS where the tokenizer has one, EOS at the end.
+
+        Raises InputError when the tokenizer has no EOS.
+        """
+        if self.hf.eos_token_id is None:
+            raise InputError("its tokenizer has no end-of-sequence token", where=self.hf.name_or_path)
+        return [*self._bos, *_encode(self._plain, text), int(self.hf.eos_token_id)]
+
+    def answer_ids(self, text: str, *, opened: bool = False) -> list[int]:
+        """Ids of an assistant's turn, without what ends it: as `text_ids`, but the tags of the thinking that
+        it begins with are the tokens that the model itself writes.
+
+        opened: the prompt ended with the opening tag, which is not repeated.
+        """
+        if not self.begins_thinking(text):
+            return self.text_ids(text)
+        opens, closes = (self._special_id[tag] for tag in DEFAULT)
+        space, _, body = text.partition(DEFAULT.open)
+        thinking, closed, answer = body.partition(DEFAULT.close)
+        ids = [] if opened else [*self.text_ids(space), opens]
+        ids += self.text_ids(thinking)
+        return [*ids, closes, *self.text_ids(answer)] if closed else ids
+
+    def begins_thinking(self, text: str) -> bool:
+        """Whether a turn begins with thinking between tags that the tokenizer has tokens for."""
+        return text.lstrip().startswith(DEFAULT.open) and all(tag in self._special_id for tag in DEFAULT)
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether plain text gets a BOS from this tokenizer."""
+        return bool(self._bos)
+
     def span_ids(self, context: str, target: str) -> tuple[list[int], int]:
         """Ids of context + target, and the first that holds any of the target's text.
 
@@ -197,10 +231,9 @@ class HfTokenizer:
         self, messages: Sequence[Message], texts: Sequence[str], template_args: dict[str, Any]
     ) -> str:
         turns = [{"role": m.role, "content": text} for m, text in zip(messages, texts, strict=True)]
+        settings = {"add_generation_prompt": True, **self.template_args, **template_args}
         try:
-            rendered: str = self.hf.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, **self.template_args, **template_args
-            )
+            rendered: str = self.hf.apply_chat_template(turns, tokenize=False, **settings)
         except GavelError:
             raise
         except Exception as error:  # whatever a model's own template raises

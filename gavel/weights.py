@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from gavel import stops
 from gavel.errors import InputError
 from gavel.records import digest
 
@@ -61,11 +62,13 @@ def _directory_version(path: Path) -> str:
 
 
 def _ends(path: Path) -> Any:
-    """The ids that end an answer, which engines read beside the weights."""
+    """What ends an answer, which engines read beside the weights: ids, and stop strings if there are any."""
     try:
-        return json.loads((path / "generation_config.json").read_bytes()).get("eos_token_id")
+        config = json.loads((path / stops.FILE).read_bytes())
+        ids, strings = config.get("eos_token_id"), config.get("stop_strings")
     except (OSError, ValueError, AttributeError):
         return None
+    return [ids, strings] if strings else ids
 
 
 def _file_hash(path: Path) -> str:

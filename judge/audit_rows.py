@@ -15,8 +15,8 @@ from gavel.layouts import Layout, PreferenceLayout
 from gavel.records import Completion, PreferencePair, decode
 from gavel.rows import BadRows, Row
 from gavel.rundir import Index, RunDir, is_run, read_lines
+from gavel.scores import distinct_prompts
 from gavel.sources import LOOKS, read_rows
-from judge.pairs import distinct_prompts
 
 #: how an item of `completions` calls its score, the first that is a number counts
 SCORES = ("overall_score", "score", "rating", "fine-grained_score")

@@ -85,8 +85,9 @@ def pairs(
     run: str, to: str | None, format: str, overwrite: bool, private: bool, as_json: bool, **settings: Any
 ) -> None:
     from gavel.rundir import RunDir
+    from gavel.scores import check_run
     from judge.export import destination, export_pairs
-    from judge.pairs import PairConfig, check_run, make_pairs
+    from judge.pairs import PairConfig, make_pairs
 
     if settings["k"] is None:
         del settings["k"]

@@ -10,9 +10,9 @@ from typing import Any
 from gavel.errors import InputError
 from gavel.records import Completion, Judgment, Prompt, digest
 from gavel.rundir import Index, RunDir
+from gavel.scores import score_completions
+from gavel.standing import by_order
 from judge.judging import Judging
-from judge.select import score_completions
-from judge.standing import by_order
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gavel.records import Completion, PreferencePair, Prompt
 from gavel.rundir import Index, RunDir
-from judge.pairs import distinct_prompts
+from gavel.scores import distinct_prompts
 
 if TYPE_CHECKING:
     import pyarrow as pa

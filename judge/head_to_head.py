@@ -11,8 +11,8 @@ import msgspec
 from gavel.errors import InputError
 from gavel.records import Completion, Judgment
 from gavel.rundir import Index, RunDir, read_records
-from judge.pairs import distinct_prompts
-from judge.standing import Pair, by_order, settled
+from gavel.scores import distinct_prompts
+from gavel.standing import Pair, by_order, settled
 from judge.winrate import Comparison
 
 

@@ -1,7 +1,7 @@
 """Listwise judging: all candidates of a prompt in one question, ranked by the judge.
 
 A judge favours places in a list, so several orders are asked: half of them drawn by hash, each
-followed by its reverse. What they say about each two candidates is put together in `judge.standing`.
+followed by its reverse. What they say about each two candidates is put together in `gavel.standing`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 from gavel.errors import InputError, RowError
 from gavel.protocols import Tokenizer
 from gavel.records import Completion, Judgment, Prompt, digest
+from gavel.standing import distinct, write_ranking
 from judge import replies as readers
 from judge.method import Call, Item, Reply, Request, Verdict
 from judge.questions import Reads, answer_of, reasoned, request, sampled, shown
 from judge.showing import Showing
-from judge.standing import distinct, write_ranking
 
 LABELS = string.ascii_uppercase
 

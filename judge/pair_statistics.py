@@ -17,7 +17,8 @@ import numpy as np
 from gavel.correlation import rank_correlation
 from gavel.records import Completion
 from gavel.rundir import read_records
-from judge.select import Candidate, Proposal, margin
+from gavel.scores import Candidate
+from judge.select import Proposal, margin
 
 #: A text offered for this share of the prompts, and for so many at least, is flagged.
 REPEATED_SHARE, REPEATED_PROMPTS = 0.05, 3

@@ -18,18 +18,17 @@ from typing import Any
 import msgspec
 
 from gavel.errors import CheckFailed, InputError, RunDirError
-from gavel.records import Completion, Judgment, PreferencePair, Prompt, digest
-from gavel.rundir import Index, JsonlWriter, RunDir, read_lines, read_records
+from gavel.records import PreferencePair, digest
+from gavel.rundir import JsonlWriter, RunDir, read_lines
+from gavel.scores import Scores, choose_pass, distinct_prompts, eligible
 from judge.pair_statistics import Tally, warnings_of
 from judge.select import (
     Drop,
     Proposal,
     Selection,
-    eligible,
     is_swapped,
     margin,
     p_better,
-    score_completions,
     select,
 )
 
@@ -74,21 +73,14 @@ def make_pairs(run: RunDir, config: PairConfig) -> dict[str, Any]:
     aspects = choose_aspects(source, config.aspects, judging)
     name = config.name or default_name(judging, config)
     path, stage = run.pairs_path(name), f"pairs/{name}"
-    both_orders = run.manifest().get("passes", {}).get(judging, {}).get("orders") == "both"
     tally, dropped = Tally(), Counter({str(reason): 0 for reason in Drop})
 
     with (
-        contextlib.closing(Index(run.completions_path)) as completions,
-        contextlib.closing(Index(run.judgments_path(judging))) as judgments,
+        Scores.open(run, judging, aspects) as scores,
         replacing(path, before=lambda: run.reopen_stage(stage)) as writer,
     ):
         for prompt in distinct_prompts(run):
-            candidates = score_completions(
-                completions.read(prompt.id, Completion),
-                judgments.read(prompt.id, Judgment),
-                aspects,
-                both_orders=both_orders,
-            )
+            candidates = scores.of(prompt.id)
             chosen_pairs = select(prompt.id, eligible(candidates, dropped), config, dropped)
             tally.add_prompt(candidates, chosen_pairs)
             for pair in chosen_pairs:
@@ -127,37 +119,6 @@ def make_pairs(run: RunDir, config: PairConfig) -> dict[str, Any]:
 def reasons(dropped: Mapping[str, int]) -> str:
     """Why what was dropped was dropped, in words."""
     return ", ".join(f"{why.replace('_', ' ')} {n:,}" for why, n in dropped.items() if n)
-
-
-def check_run(path: str | Path) -> None:
-    """Raises RunDirError when a path is no run directory that pairs can be made of."""
-    run = RunDir(path)
-    make = f"Run first: gavel generate --model M --prompts SRC --out {path}"
-    if not run.path.is_dir():
-        what = "is a file, not a run directory" if run.path.exists() else "there is no such run directory"
-        raise RunDirError(what, where=str(path), hint=make)
-    if not run.manifest() and not run.completions_path.exists():
-        raise RunDirError("is not a run directory (no manifest.json)", where=str(path), hint=make)
-    if next(read_lines(run.completions_path), None) is None:
-        raise RunDirError("holds no completions yet", where=str(path), hint=make)
-    if not run.judging_passes():
-        hint = f"Run first: gavel judge {path} --judge M --method gptscore"
-        raise RunDirError("holds no judgments yet", where=str(path), hint=hint)
-
-
-def choose_pass(run: RunDir, wanted: str | None) -> str:
-    """The judging pass to build on: the one wanted, else the newest."""
-    check_run(run.path)
-    passes = run.judging_passes()
-    if wanted is None:
-        return passes[-1]
-    if wanted not in passes:
-        raise InputError(
-            f"no judging pass {wanted!r} in {run.path}",
-            where="--judgments",
-            hint=f"Known: {', '.join(passes)}.",
-        )
-    return wanted
 
 
 class _Judged(msgspec.Struct):
@@ -237,15 +198,6 @@ def seeds_of(run: RunDir, config: PairConfig) -> dict[str, int]:
         if isinstance(seed, int) and not stage.startswith("pairs/"):
             found[stage] = seed
     return found | {"pairs": config.seed}
-
-
-def distinct_prompts(run: RunDir) -> Iterator[Prompt]:
-    """The prompts in file order, each id once."""
-    seen: set[str] = set()
-    for prompt in read_records(run.prompts_path, Prompt):
-        if prompt.id not in seen:
-            seen.add(prompt.id)
-            yield prompt
 
 
 def as_record(prompt_id: str, pair: Proposal, swapped: bool) -> PreferencePair:

@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 from gavel.errors import InputError
 from gavel.protocols import Tokenizer
 from gavel.records import Completion, Judgment, Prompt, digest
+from gavel.standing import by_order, distinct, settled
 from judge import replies as readers
 from judge.method import Call, Item, Reply, Request, Verdict
 from judge.questions import Reads, answer_of, reasoned, request, sampled, shown, weigh
 from judge.showing import Showing
-from judge.standing import by_order, distinct, settled
 from judge.tournament import comparisons, is_adaptive
 
 FIRST, SECOND, TIE = "first", "second", "tie"

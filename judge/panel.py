@@ -25,15 +25,15 @@ from gavel.engines import EngineConfig, open_engine
 from gavel.errors import RunDirError
 from gavel.records import Completion, Judgment, Prompt, digest
 from gavel.rundir import Index, RunDir
+from gavel.scores import Candidate, score_completions
+from gavel.standing import distinct
 from judge.collect import UNLIMITED, Limits
 from judge.judging import default_pass
 from judge.kinship import Kin
 from judge.method import Method, orders_of
 from judge.pairs import replacing
 from judge.panel_agreement import Agreement
-from judge.select import Candidate, score_completions
 from judge.stage import Groups, NothingUsable, groups_of, judge
-from judge.standing import distinct
 
 COMBINE = ("mean", "majority", "minimum")
 PARSER = "panel/1"

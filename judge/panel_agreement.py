@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from judge.select import Candidate
+from gavel.scores import Candidate
 
 
 class Agreement:

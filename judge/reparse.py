@@ -13,10 +13,11 @@ from gavel.errors import InputError, RunDirError
 from gavel.protocols import Sampled
 from gavel.records import Completion, Judgment, Prompt, digest
 from gavel.rundir import Index, RunDir, read_records
+from gavel.scores import choose_pass
 from judge.collect import judgment_id, read
 from judge.method import Item, Method
 from judge.methods import make_method
-from judge.pairs import choose_pass, replacing
+from judge.pairs import replacing
 
 
 def reparse_pass(run: RunDir, name: str | None) -> dict[str, Any]:

@@ -24,10 +24,10 @@ from gavel.correlation import rank_correlation
 from gavel.errors import CheckFailed, InputError, RowError
 from gavel.records import Completion, Judgment, Prompt
 from gavel.rundir import Index, RunDir, disk_error
+from gavel.scores import Candidate, score_completions
 from gavel.sources import BadRows, OutputReader, OutputRow, Row, read_outputs, read_rows
 from judge.collect import UNLIMITED, Limits
 from judge.judging import Judging
-from judge.select import Candidate, score_completions
 from judge.stage import NothingUsable
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")

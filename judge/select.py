@@ -3,21 +3,21 @@
 A strategy proposes pairs, filters drop some of them, and everything dropped is counted by name.
 Nothing here depends on the order in which completions were recorded.
 
-Scores come from judgments of single completions, or from comparisons as Bradley-Terry strengths
-(`judge.standing`); the strategies read only scores.
+The strategies read only scores; where those come from, `gavel.scores` knows.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from gavel import scores
 from gavel.errors import InputError
-from gavel.records import Completion, Judgment, digest
-from judge.standing import Standing, distinct, standing
+from gavel.records import digest
+from gavel.scores import Candidate
 
 
 class Strategy(StrEnum):
@@ -32,9 +32,9 @@ class Strategy(StrEnum):
 class Drop(StrEnum):
     """Why something is no pair, and what is counted: completions, pairs or prompts."""
 
-    UNSCORED = "unscored"  # completions without a usable score in every aspect
-    EMPTY = "empty"  # completions with nothing but white space
-    DUPLICATE = "duplicate"  # completions with the text of another one
+    UNSCORED = scores.UNSCORED  # completions without a usable score in every aspect
+    EMPTY = scores.EMPTY  # completions with nothing but white space
+    DUPLICATE = scores.DUPLICATE  # completions with the text of another one
     TOO_FEW = "too_few"  # prompts with fewer than two completions left
     TIE = "tie"  # proposed pairs of equal score
     DISPUTED = "disputed"  # proposed pairs whose two orders disagree
@@ -87,92 +87,7 @@ class Selection:
             raise InputError(f"must be at least 1, not {self.per_prompt}", where="--per-prompt")
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A completion with what the judge made of it.
-
-    score: higher is better, None if unscored. sd: of the score, where the judge gives one. log_odds: a
-    score whose differences are log-odds of being better. standing: of all that was compared.
-    """
-
-    completion: Completion
-    score: float | None
-    judgment_ids: tuple[str, ...] = ()
-    sd: float | None = None
-    log_odds: float | None = None
-    standing: Standing | None = None
-
-    @property
-    def number(self) -> float:
-        """The score of a candidate that is known to have one."""
-        assert self.score is not None
-        return self.score
-
-
 Proposal = tuple[Candidate, Candidate]  # chosen, rejected
-
-
-def score_completions(
-    completions: Iterable[Completion],
-    judgments: Iterable[Judgment],
-    aspects: Sequence[str],
-    *,
-    both_orders: bool = False,
-) -> list[Candidate]:
-    """Scores each completion.
-
-    both_orders: whether comparisons were to be made in both orders, see `judge.standing.standing`.
-
-    From judgments of single completions: the mean over the aspects of its mean score in each. An
-    aspect that was asked about several times is the mean of its usable judgments; one without a
-    usable judgment leaves the completion unscored. From comparisons: its Bradley-Terry strength.
-    """
-    singles: dict[tuple[str, str], list[Judgment]] = defaultdict(list)
-    comparisons = []
-    for judgment in judgments:
-        if len(judgment.completion_ids) > 1:
-            if judgment.aspect in aspects:
-                comparisons.append(judgment)
-        elif is_usable(judgment):
-            singles[judgment.completion_ids[0], judgment.aspect].append(judgment)
-    if comparisons:
-        return _compared(completions, comparisons, both_orders)
-    found = []
-    for completion in completions:
-        by_aspect = [singles.get((completion.id, aspect), []) for aspect in aspects]
-        if aspects and all(by_aspect):
-            found.append(_scored(completion, by_aspect))
-        else:
-            found.append(Candidate(completion, None))
-    return found
-
-
-def _scored(completion: Completion, by_aspect: Sequence[Sequence[Judgment]]) -> Candidate:
-    score = _mean([_mean([float(j.score or 0.0) for j in answers]) for answers in by_aspect])
-    ids = tuple(sorted(j.id for answers in by_aspect for j in answers))
-    sds = [j.measures.get("sd") for answers in by_aspect for j in answers]
-    known = [sd for sd in sds if sd is not None]
-    sd = math.sqrt(math.fsum(x * x for x in known)) / len(known) if known and len(known) == len(sds) else None
-    odds = by_aspect[0][0].measures.get("log_odds") if len(ids) == 1 else None
-    return Candidate(completion, score, ids, sd, odds)
-
-
-def _compared(
-    completions: Iterable[Completion], judgments: Sequence[Judgment], both_orders: bool
-) -> list[Candidate]:
-    """A text that is offered twice was asked about once and has one strength."""
-    found = standing(judgments, both_orders=both_orders)
-    offered = list(completions)
-    asked = {c.text: c.id for c in distinct(offered)}
-    made = []
-    for completion in offered:
-        one = asked.get(completion.text)
-        if found is None or one is None or one not in found.places:
-            made.append(Candidate(completion, None))
-        else:
-            ids = found.judgment_ids[one]
-            made.append(Candidate(completion, found.score(one), ids, standing=found))
-    return made
 
 
 def p_better(one: Candidate, other: Candidate) -> float | None:
@@ -199,47 +114,13 @@ def is_disputed(one: Candidate, other: Candidate) -> bool:
     return (a, b) in one.standing.disputed
 
 
-def is_usable(judgment: Judgment) -> bool:
-    """Whether a judgment says something: a number, or an order."""
-    if judgment.reason is not None:
-        return False
-    if len(judgment.completion_ids) > 1:
-        return judgment.verdict is not None
-    return judgment.score is not None and math.isfinite(judgment.score)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)  # fsum: exact, so the order of records does not matter
-
-
-def eligible(candidates: Iterable[Candidate], dropped: Counter[str]) -> list[Candidate]:
-    """The candidates that can stand in a pair, best first.
-
-    Of one text the completion of the lowest index stays, whatever its score, so that repeating an
-    answer does not buy the better of several judgments.
-    """
-    seen: set[str] = set()
-    kept = []
-    for candidate in sorted(candidates, key=lambda c: (c.completion.index, c.completion.id)):
-        if not candidate.completion.text.strip():
-            dropped[Drop.EMPTY] += 1
-        elif candidate.completion.text in seen:
-            dropped[Drop.DUPLICATE] += 1
-        elif candidate.score is None:
-            dropped[Drop.UNSCORED] += 1
-        else:
-            seen.add(candidate.completion.text)
-            kept.append(candidate)
-    return sorted(kept, key=lambda c: (-c.number, c.completion.id))
-
-
 def select(
     prompt_id: str, ranked: Sequence[Candidate], rules: Selection, dropped: Counter[str]
 ) -> list[Proposal]:
     """The pairs of one prompt, widest margin first.
 
     Args:
-        ranked: what `eligible` returns.
+        ranked: what `gavel.scores.eligible` returns.
         dropped: reasons are counted here.
     """
     if len(ranked) < 2:

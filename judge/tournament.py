@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
 from gavel.errors import InputError
+from gavel.ranking import Strengths, bradley_terry
 from gavel.records import digest
-from judge.ranking import Strengths, bradley_terry
 
 Pair = tuple[int, int]  # places of two candidates, the lower first
 Answers = Mapping[Pair, float | None]  # probability that the first is better; None: no verdict

@@ -11,8 +11,8 @@ from gavel.command import command, emit, say, warn
 from gavel.errors import InputError
 from gavel.options import engine_config, engine_options, source_options
 from judge.methods import check_judge, method_options
-from train.cli import optimisation, setting, settings_of
 from train.config import PpoConfig
+from train.options import optimisation, setting, settings_of
 
 if TYPE_CHECKING:
     from gavel.engines import EngineConfig

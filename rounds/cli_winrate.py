@@ -116,8 +116,8 @@ def _of_annotations(source: str, as_json: bool, options: dict[str, Any]) -> None
 
 def _of_run(path: str, as_json: bool, options: dict[str, Any]) -> None:
     from gavel.rundir import RunDir
+    from gavel.scores import choose_pass
     from judge.head_to_head import choose_models, head_to_head
-    from judge.pairs import choose_pass
     from judge.winrate import orders
 
     run = RunDir(path)

@@ -26,7 +26,8 @@ MESSAGES = {400: "prompt is too long", 401: "Incorrect API key provided: {key}",
 class LocalServer:
     """Serves `MODEL` on a free port of the loopback, from a thread.
 
-    vllm: answers as vLLM does, with its own fields. classify: serves a reward model.
+    vllm: answers as vLLM does, with its own fields. classify: serves a reward model. root: where vLLM says
+    that the model lies.
     faults: request → behaviours of its next tries: a status such as "500", "429 0.2" (Retry-After in
     seconds), "hang", "cut" (half a reply), "short" (ends before its Content-Length), "drop".
     asked, answered: request → how often. bodies: the last one of each request. peak: most at once.
@@ -40,9 +41,10 @@ class LocalServer:
         vllm: bool = True,
         classify: bool = False,
         labels: int = 1,
+        root: str = "/models/tiny",
     ) -> None:
         self.latency_s, self.tokens, self.vllm = latency_s, tokens, vllm
-        self.classify, self.labels = classify, labels
+        self.classify, self.labels, self.root = classify, labels, root
         self.faults: dict[int | str, list[str]] = {}
         self.asked: Counter[int | str] = Counter()
         self.answered: Counter[int | str] = Counter()
@@ -93,7 +95,7 @@ class LocalServer:
             return _error(401, MESSAGES[401].format(key=sent.removeprefix("Bearer ")))
         card: dict[str, Any] = {"id": MODEL, "object": "model", "created": 1700000000, "owned_by": "someone"}
         if self.vllm:
-            card |= {"owned_by": "vllm", "root": "/models/tiny", "max_model_len": 4096}
+            card |= {"owned_by": "vllm", "root": self.root, "max_model_len": 4096}
         return web.json_response({"object": "list", "data": [card, {"id": "other"}]})
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:

@@ -130,7 +130,7 @@ def test_byte_order_mark(tmp_path: Path, suffix: str) -> None:
         ("rows.json", b"[]", "no rows"),
         ("rows.csv", b"prompt\n", "no rows"),
         ("rows.jsonl.gz", gzip.compress(b"", mtime=0), "no rows"),
-        ("rows.txt", b"hello", "not a file that gavel reads"),
+        ("rows.doc", b"hello", "not a file that gavel reads"),
         ("rows", b"hello", "not a file that gavel reads"),
         ("rows.jsonl", b"PK\x03\x04....", "a zip archive"),
         ("rows.csv", "prompt\na".encode("utf-16"), "UTF-16"),

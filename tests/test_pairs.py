@@ -20,16 +20,14 @@ from gavel.cli import main
 from gavel.errors import CheckFailed, InputError, RunDirError
 from gavel.records import Judgment, PreferencePair
 from gavel.rundir import JsonlWriter, RunDir, read_records
+from gavel.scores import Candidate, eligible, score_completions
 from judge import cli_pairs, export_rows
 from judge.pairs import PairConfig, make_pairs
 from judge.select import (
-    Candidate,
     Drop,
     Selection,
     Strategy,
-    eligible,
     is_swapped,
-    score_completions,
     select,
 )
 

@@ -15,14 +15,14 @@ from gavel.errors import InputError
 from gavel.protocols import SampleRequest
 from gavel.records import Completion, Judgment, PreferencePair
 from gavel.rundir import JsonlWriter, RunDir, read_records
+from gavel.scores import score_completions
+from gavel.standing import by_order, disagree, settled, standing
 from judge.listwise import Listwise, orders
 from judge.method import Method
 from judge.pair_statistics import Tally
 from judge.pairs import PairConfig, make_pairs
 from judge.pairwise import Pairwise, Principles, weighed
-from judge.select import score_completions
 from judge.stage import judge
-from judge.standing import by_order, disagree, settled, standing
 
 
 # verdicts

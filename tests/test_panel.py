@@ -18,13 +18,14 @@ from gavel.errors import InputError
 from gavel.protocols import Rewarded, RewardRequest, ScoreRequest
 from gavel.records import Completion, Judgment, PreferencePair, Prompt
 from gavel.rundir import JsonlWriter, RunDir, read_records
+from gavel.scores import Candidate
 from judge.gptscore import GptScore
 from judge.method import OwnMethod
 from judge.pairs import PairConfig, make_pairs
 from judge.panel import Member, Panel, votes
 from judge.panel_file import read_panel
 from judge.reward import Reward
-from judge.select import Candidate, p_better
+from judge.select import p_better
 from judge.stage import judge
 
 Gavel = Callable[..., Ran]

@@ -16,7 +16,7 @@ from scipy.special import expit, log_expit
 from scipy.stats import kendalltau, norm, rankdata
 
 from gavel.errors import InputError
-from judge.ranking import PRIOR_SD, Strengths, bradley_terry, kendall_tau, ranks
+from gavel.ranking import PRIOR_SD, Strengths, bradley_terry, kendall_tau, ranks
 from judge.tournament import DECIDED, Pair, comparisons
 
 Game = tuple[int, int, float]

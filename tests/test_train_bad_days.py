@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,23 +13,41 @@ import pytest
 from test_train_dpo import planted, same_weights, steps_of, tiny_model
 
 from gavel.errors import CheckFailed, InputError
-from train.config import DpoConfig, RewardConfig, TrainConfig
+from train.config import DpoConfig, RewardConfig, SftConfig, TrainConfig
 
 pytestmark = pytest.mark.engine
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A trainer: how it is called, and a configuration for a model."""
+    """A trainer: how it is called, a configuration for a model, and rows to train on."""
 
     train: Callable[[Any, list[Any], Path], dict[str, Any]]
     config: Callable[..., TrainConfig]
+    rows: Callable[[int], list[Any]] = planted
 
 
-@pytest.fixture(params=["dpo", "reward"])
+def shown(count: int) -> list[Any]:
+    """The chosen completions of the planted pairs, as demonstrations."""
+    from train.sft_data import SftRow
+
+    return [
+        SftRow(
+            ids=array("i", [*pair.prompt_ids, *pair.chosen_ids]), row_id=pair.pair_id, where=pair.where,
+            spans=((len(pair.prompt_ids), len(pair.prompt_ids) + len(pair.chosen_ids)),),
+        )
+        for pair in planted(count)
+    ]  # fmt: skip
+
+
+@pytest.fixture(params=["sft", "dpo", "reward"])
 def kind(request: pytest.FixtureRequest) -> Kind:
     common = {"learning_rate": 1e-3, "batch_size": 8, "log_steps": 1, "scheduler": "constant",
               "precision": "fp32"}  # fmt: skip
+    if request.param == "sft":
+        from train.sft import train_sft
+
+        return Kind(train_sft, lambda model, **more: SftConfig(model=model, **(common | more)), shown)
     if request.param == "dpo":
         from train.dpo import train_dpo
 
@@ -69,13 +88,13 @@ def steps_kept(out: Path) -> list[str]:
 def test_a_loss_that_is_no_number_names_its_rows_and_keeps_the_step_before(
     kind: Kind, model: str, tmp_path: Path, fails_at: Any
 ) -> None:
-    rows = planted(32)
+    rows = kind.rows(32)
     fails_at(2, lambda trainer, loss: loss * math.nan)
     with pytest.raises(CheckFailed) as caught:
         kind.train(kind.config(model, micro_batch=4), rows, tmp_path / "out")
     said = str(caught.value)
     assert "the loss is nan at step 3" in said and "checkpoint-2" in said and "--learning-rate" in said
-    named = [row for row in rows if f"{row.pair_id} ({row.where})" in said]
+    named = [row for row in rows if row.name in said]
     assert len(named) == 4, "the micro-batch"
     assert steps_kept(tmp_path / "out") == ["checkpoint-2"]
     assert not (tmp_path / "out" / "config.json").exists()
@@ -85,7 +104,7 @@ def test_what_is_kept_is_the_state_before(
     kind: Kind, model: str, tmp_path: Path, fails_at: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cured, the same command goes on from there to the weights of an undisturbed run."""
-    rows, config = planted(40), kind.config(model, micro_batch=4)
+    rows, config = kind.rows(40), kind.config(model, micro_batch=4)
     kind.train(config, rows, tmp_path / "straight")
     fails_at(3, lambda trainer, loss: loss * math.inf)
     with pytest.raises(CheckFailed, match="the loss is inf at step 4"):
@@ -102,13 +121,13 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(
     """A finite loss, an infinite gradient: the square root of zero."""
     from safetensors.torch import load_file
 
-    rows = planted(32)
+    rows = kind.rows(32)
     fails_at(1, lambda trainer, loss: loss + (loss - loss).abs().sqrt())
     with pytest.raises(CheckFailed) as caught:
         kind.train(kind.config(model), rows, tmp_path / "out")
     said = str(caught.value)
-    assert "the gradient's norm is nan at step 2, in pairs" in said
-    assert sum(f"{row.pair_id} ({row.where})" in said for row in rows) == 8, "the batch"
+    assert f"the gradient's norm is nan at step 2, in {rows[0].noun}" in said
+    assert sum(row.name in said for row in rows) == 8, "the batch"
     kept = load_file(tmp_path / "out" / "checkpoints" / "checkpoint-1" / "model.safetensors")
     assert all(weight.isfinite().all() for weight in kept.values())
 
@@ -129,13 +148,13 @@ def out_of_memory(above: int) -> Callable[[Any, Any], Any]:
 def test_out_of_memory_says_what_to_lower(kind: Kind, model: str, tmp_path: Path, fails_at: Any) -> None:
     fails_at(2, out_of_memory(above=1))
     with pytest.raises(InputError) as caught:
-        kind.train(kind.config(model, micro_batch=4), planted(32), tmp_path / "out")
+        kind.train(kind.config(model, micro_batch=4), kind.rows(32), tmp_path / "out")
     said = str(caught.value)
     assert said.startswith("--micro-batch 4: out of memory while training")
     assert "--micro-batch 2" in said and "--halve-micro-batch" in said and "--gradient-checkpointing" in said
     assert "The state of step 2 is in" in said
     # the smaller micro-batch goes on from there
-    summary = kind.train(kind.config(model, micro_batch=1), planted(32), tmp_path / "out")
+    summary = kind.train(kind.config(model, micro_batch=1), kind.rows(32), tmp_path / "out")
     assert summary["steps"] == 4
 
 
@@ -143,7 +162,7 @@ def test_out_of_memory_says_what_to_lower(kind: Kind, model: str, tmp_path: Path
 def test_halved_it_goes_on_with_the_same_batches(
     kind: Kind, model: str, tmp_path: Path, fails_at: Any, step: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = planted(32)
+    rows = kind.rows(32)
     kind.train(kind.config(model, micro_batch=8), rows, tmp_path / "straight")
     fails_at(step, out_of_memory(above=2))
     config = kind.config(model, micro_batch=8, halve_micro_batch=True)
@@ -163,7 +182,7 @@ def test_one_pair_at_a_time_is_the_end_of_halving(
     fails_at(0, out_of_memory(above=0))
     config = kind.config(model, micro_batch=2, halve_micro_batch=True, gradient_checkpointing=True)
     with pytest.raises(InputError) as caught:
-        kind.train(config, planted(16), tmp_path / "out")
+        kind.train(config, kind.rows(16), tmp_path / "out")
     said = str(caught.value)
     assert "--micro-batch 1: out of memory" in said and "--max-length" in said
     assert "--micro-batch 0" not in said and "--gradient-checkpointing" not in said
@@ -175,7 +194,7 @@ def test_another_error_is_no_lack_of_memory(kind: Kind, model: str, tmp_path: Pa
 
     fails_at(0, happen)
     with pytest.raises(RuntimeError, match="shapes"):
-        kind.train(kind.config(model, halve_micro_batch=True), planted(16), tmp_path / "out")
+        kind.train(kind.config(model, halve_micro_batch=True), kind.rows(16), tmp_path / "out")
 
 
 def test_memory_that_runs_out_in_the_optimiser_keeps_no_torn_weights(
@@ -184,7 +203,7 @@ def test_memory_that_runs_out_in_the_optimiser_keeps_no_torn_weights(
     """What the optimiser had begun is thrown away: the checkpoint before counts."""
     import torch
 
-    rows = planted(32)
+    rows = kind.rows(32)
     kind.train(kind.config(model, save_steps=1), rows, tmp_path / "straight")
     original, calls = torch.optim.AdamW.step, []
 
@@ -204,8 +223,8 @@ def test_memory_that_runs_out_in_the_optimiser_keeps_no_torn_weights(
 
 
 def test_fewer_pairs_than_a_batch_are_an_error(kind: Kind, model: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="7 pairs to train on are fewer than one batch of 8"):
-        kind.train(kind.config(model), planted(7), tmp_path / "out")
+    with pytest.raises(InputError, match=r"7 (pairs|rows) to train on are fewer than one batch of 8"):
+        kind.train(kind.config(model), kind.rows(7), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -159,3 +159,5 @@ def test_what_ends_an_answer_belongs_to_the_version(tmp_path: Path) -> None:
     ends = weights_version(model(tmp_path / "b", generation_config='{"eos_token_id": [1, 2]}'))
     assert plain != ends != weights_version(model(tmp_path / "c", generation_config='{"eos_token_id": 1}'))
     assert plain == weights_version(model(tmp_path / "d", generation_config='{"temperature": 0.6}'))
+    stops = '{"eos_token_id": [1, 2], "stop_strings": ["END"]}'
+    assert weights_version(model(tmp_path / "e", generation_config=stops)) not in (plain, ends)

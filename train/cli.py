@@ -1,115 +1,36 @@
-"""`gavel train`. Nothing heavy is imported before a command runs."""
+"""`gavel train dpo` and `gavel train reward`. Nothing heavy is imported before a command runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from gavel.command import command, emit, key_values, place, say
 from gavel.errors import InputError
-from gavel.options import source_options
 from train.config import (
     CONSERVATIVE,
     LOSSES,
-    PRECISIONS,
     REFERENCES,
-    SCHEDULES,
     SMOOTHED,
     DpoConfig,
+    PairConfig,
     RewardConfig,
     TrainConfig,
 )
+from train.options import F, account, common, data_and_out, given, setting, together
 
-F = TypeVar("F", bound=Callable[..., Any])
 _MEASURED = "measured"
 
-
-def settings_of(kind: type[TrainConfig]) -> dict[str, Any]:
-    """The fields of a configuration with their defaults."""
-    return {f.name: f.default for f in fields(kind)}
-
-
-def setting(kind: type[TrainConfig], name: str, help: str, **more: Any) -> Callable[[F], F]:
-    """An option named after a field of a configuration, with its default."""
-    default = settings_of(kind)[name]
-    return click.option(f"--{name.replace('_', '-')}", default=default,
-                        show_default=default is not None, help=help, **more)  # fmt: skip
-
-
-def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
-    """Adds several options, in this order."""
-
-    def wrap(function: F) -> F:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return wrap
-
-
 #: Which pairs are trained on, and where the model goes.
-_pair_source: Callable[[F], F] = _all(
-    click.option(
-        "--data",
-        required=True,
-        metavar="RUN|SRC",
-        help="Run directory, or a preference file (JSON Lines, JSON, Parquet, CSV, datasets directory, "
-        "hub:…).",
-    ),
-    click.option(
-        "--out", required=True, metavar="DIR", help="Where the model goes; the same command resumes."
+_pair_source: Callable[[F], F] = together(
+    data_and_out(
+        "Run directory, or a preference file (JSON Lines, JSON, Parquet, CSV, datasets directory, hub:…)."
     ),
     click.option("--pairs", metavar="NAME", help="Which pairs of RUN; the newest unless given."),
     click.option("--run", metavar="RUN", help="Run directory whose token ids the rows of SRC name."),
-    source_options("0"),
 )
-
-
-def optimisation(kind: type[TrainConfig], rows: str, batch: str = "optimiser step") -> Callable[[F], F]:
-    """Adds the options of how weights are trained. rows: what a batch is made of. batch: what one is for."""
-
-    def of(name: str, help: str, **more: Any) -> Callable[[F], F]:
-        return setting(kind, name, help, **more)
-
-    return _all(
-        of("epochs", "Passes over the data.", type=float),
-        of("batch_size", f"{rows.capitalize()} per {batch}.", type=int),
-        of("micro_batch", f"{rows.capitalize()} per forward pass, a divisor of the batch size; sets "
-                "memory, not results.", type=int),
-        of("warmup", "Optimiser steps of warm-up, or below 1 a fraction of all.", type=float),
-        of("scheduler", "Learning rate after the warm-up.", type=click.Choice(list(SCHEDULES))),
-        of("weight_decay", "AdamW's weight decay.", type=float),
-        of("optim", "Optimiser, as transformers names it."),
-        of("max_grad_norm", "Gradients are clipped to this norm; 0 is off.", type=float),
-        of("seed", "Seed of the order of the data and of new weights.", type=int),
-        of("precision", "auto: bf16 on a GPU that has it, else fp32.",
-                type=click.Choice(PRECISIONS)),
-        click.option("--gradient-checkpointing", is_flag=True, help="Less memory, about 25 % more time."),
-        click.option("--halve-micro-batch", is_flag=True,
-                     help="When memory runs out, go on with half the micro-batch."),
-        of("lora_r", "Rank of a LoRA adapter; 0 trains all weights.", type=int),
-        of("lora_alpha", "LoRA's alpha.  [default: twice the rank]", type=float),
-        click.option("--lora-target", "lora_targets", multiple=True,
-                     help="Module to adapt; every linear layer unless given."),
-        of("save_steps", f"{batch.capitalize()}s between checkpoints; 0: one every five minutes.", type=int),
-        of("log_steps", f"{batch.capitalize()}s between lines of metrics.jsonl.", type=int),
-        click.option("--report-to", multiple=True,
-                     help="Tracker that transformers knows (wandb, tensorboard, …)."),
-    )  # fmt: skip
-
-
-def _reading(kind: type[TrainConfig], rows: str) -> Callable[[F], F]:
-    """Adds the options of how rows are read."""
-    return _all(
-        setting(kind, "max_length", f"Leave out {rows} with more tokens.  [default: the model's context]",
-                 type=int),
-        click.option("--chat-template-arg", "template_args", multiple=True, callback=key_values,
-                     metavar="KEY=VALUE", help="Passed to the chat template, as when sampling."),
-        click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model."),
-    )  # fmt: skip
 
 
 def _smoothing(kind: type[TrainConfig], losses: str) -> Callable[[F], F]:
@@ -154,8 +75,7 @@ def _flip_rate(ctx: click.Context, param: click.Parameter, value: str) -> float 
     help=f"Train towards each pair's probability that chosen is better ({', '.join(CONSERVATIVE)}); "
     "where it has none, 1 less the label smoothing.",
 )
-@optimisation(DpoConfig, "pairs")
-@_reading(DpoConfig, "pairs")
+@common(DpoConfig, "pairs")
 @click.option("--merge", is_flag=True, help="Save the merged model, the adapter beside it.")
 @setting(
     DpoConfig,
@@ -166,7 +86,7 @@ def _flip_rate(ctx: click.Context, param: click.Parameter, value: str) -> float 
 @setting(DpoConfig, "audit_rows", "Pairs that the audit reads.", type=int)
 def dpo(**options: Any) -> None:
     """Reads the pairs, trains, prints the summary."""
-    config = DpoConfig(**_given(DpoConfig, options) | {"loss": _weights(options["loss"])})
+    config = DpoConfig(**_settings(DpoConfig, options) | {"loss": _weights(options["loss"])})
     rows, account = _pairs(config, options)
 
     from train.dpo import train_dpo
@@ -199,11 +119,10 @@ def dpo(**options: Any) -> None:
 @setting(
     RewardConfig, "held_out", "Share of the prompts kept from training and measured afterwards.", type=float
 )
-@optimisation(RewardConfig, "pairs")
-@_reading(RewardConfig, "pairs")
+@common(RewardConfig, "pairs")
 def reward(**options: Any) -> None:
     """Reads the pairs, trains, prints the summary and what held-out pairs say."""
-    config = RewardConfig(**_given(RewardConfig, options))
+    config = RewardConfig(**_settings(RewardConfig, options))
     rows, account = _pairs(config, options)
 
     from train.reward import train_reward
@@ -211,9 +130,9 @@ def reward(**options: Any) -> None:
     emit(train_reward(config, rows, options["out"]) | account, options["as_json"], "trained")
 
 
-def _given(kind: type[TrainConfig], options: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a configuration among the options."""
-    settings = {name: options[name] for name in settings_of(kind) if name in options}
+def _settings(kind: type[PairConfig], options: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration of pairs among the options."""
+    settings = given(kind, options)
     if settings["label_smoothing"] == _MEASURED:
         settings["label_smoothing"] = _measured(options)
     return settings
@@ -227,11 +146,7 @@ def _pairs(config: TrainConfig, options: dict[str, Any]) -> tuple[Any, dict[str,
     encoder = encoder_of(config)
     bad = BadRows(options["max_bad_rows"])
     rows = _rows(options, encoder, bad)
-    bad.check()
-    if encoder.left_out:
-        say("pairs left out: " + ", ".join(f"{reason} ({n:,})" for reason, n in encoder.left_out.items()))
-    return rows, {"completions": dict(encoder.completions), "left_out": dict(encoder.left_out),
-                  "bad_rows": bad.count}  # fmt: skip
+    return rows, account(encoder, bad, "pairs")
 
 
 def _measured(options: dict[str, Any]) -> float:

@@ -21,6 +21,7 @@ WITHIN_MICRO_BATCH = ("aot", "aot_unpaired", "bco_pair")
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 PRECISIONS = ("auto", "fp32", "bf16")
 REFERENCES = ("auto", "samples", "pass")
+CHAT_TEMPLATES = ("chatml", "llama3", "plain")
 _DEFAULT_MICRO = 8  # pairs
 
 
@@ -276,6 +277,29 @@ class PpoConfig(TrainConfig):
     def steps_per_iteration(self) -> int:
         """Optimiser steps."""
         return self.ppo_epochs * self.mini_batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig(TrainConfig):
+    """Settings of `train.sft.train_sft`.
+
+    chat_template: one of CHAT_TEMPLATES or a file; None: the model's own.
+    merge: save the merged model, with the adapter beside it.
+    """
+
+    learning_rate: float = 1e-5
+    chat_template: str | None = None
+    merge: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value that cannot be used, naming the option."""
+        super().__post_init__()
+        _need("merge", not self.merge or self.lora_r > 0, "needs --lora-r")
+
+    def shaping(self) -> dict[str, Any]:
+        shaped = super().shaping()
+        del shaped["chat_template"]  # what it says belongs to the data, not where it says it
+        return shaped
 
 
 def _divisor(number: int, most: int) -> int:

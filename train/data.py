@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 
 from gavel.errors import InputError, RowError
 from gavel.packed import unpack_ids
-from gavel.protocols import Tokenizer
 from gavel.records import Completion, PreferencePair, Prompt, decode, digest
 from gavel.rows import BadRows
 from gavel.rundir import RunDir, read_lines
 from gavel.sources import PreferenceRow
+from train.rows import Encoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,8 @@ class PairRow:
     p_chosen: probability that chosen is better, None where not known.
     where: file and line that the pair comes from.
     """
+
+    noun: ClassVar[str] = "pairs"
 
     prompt_ids: Sequence[int]
     chosen_ids: Sequence[int]
@@ -53,33 +55,27 @@ class PairRow:
         return self.where or f"pair {self.pair_id}"
 
     @property
+    def name(self) -> str:
+        """Its id, and where it comes from."""
+        return f"{self.pair_id} ({self.where})" if self.where else self.pair_id
+
+    @property
+    def fault(self) -> str | None:
+        """Why it cannot be trained on."""
+        return (
+            None
+            if self.prompt_ids and self.chosen_ids and self.rejected_ids
+            else "empty prompt or completion"
+        )
+
+    @property
     def length(self) -> int:
         """Tokens of the longer of its two sequences."""
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """How a model reads text.
-
-    weights: version of the weights that training starts from; log-probabilities recorded under any
-        other version are not its reference.
-    context: the model's longest sequence in tokens, None for no limit.
-    max_length: longer pairs are left out on purpose.
-    left_out: pairs left out, by reason. completions: how many of the pairs' completions are trained on
-        as "sampled" token ids, and how many were "tokenised" here from text.
-    """
-
-    tokenizer: Tokenizer
-    weights: str | None = None
-    context: int | None = None
-    max_length: int | None = None
-    left_out: Counter[str] = field(default_factory=Counter)
-    completions: Counter[str] = field(default_factory=Counter)
-
-
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class Answer:
     """A completion as token ids."""
 
     prompt_id: str
@@ -143,7 +139,7 @@ def read_preferences(
 ) -> list[PairRow]:
     """The pairs of a preference file; those that carry ids of `run`'s completions take its token ids."""
     given = list(source)
-    answers: dict[str, _Answer] = {}
+    answers: dict[str, Answer] = {}
     if run is not None:
         run.manifest()  # refuses a newer version
         answers = _answers(run, {i for r in given for i in (r.chosen_id, r.rejected_id) if i}, encoder)
@@ -200,20 +196,20 @@ def flip_rate(run: RunDir, pairs: str | None = None) -> float:
     return float(rate)
 
 
-def _answers(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, _Answer]:
+def _answers(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, Answer]:
     """Streams completions.jsonl and keeps the ones that are needed."""
     only_id = msgspec.json.Decoder(_Id)
     path = run.completions_path
-    found: dict[str, _Answer] = {}
+    found: dict[str, Answer] = {}
     for number, _, line in read_lines(path):
         if only_id.decode(line).id not in needed:
             continue
         completion = decode(line, Completion, f"{path}:{number}")
-        found[completion.id] = _answer(completion, encoder, f"{path}:{number}")
+        found[completion.id] = answer_of(completion, encoder, f"{path}:{number}")
     return found
 
 
-def _answer(completion: Completion, encoder: Encoder, where: str) -> _Answer:
+def answer_of(completion: Completion, encoder: Encoder, where: str) -> Answer:
     if completion.token_ids is None:
         return _from_text(completion.prompt_id, completion.text, completion.finish_reason, encoder)
     try:
@@ -222,19 +218,19 @@ def _answer(completion: Completion, encoder: Encoder, where: str) -> _Answer:
         raise InputError(str(error), where=where) from None
     reference = completion.logprobs_mode == "raw" and completion.weights == encoder.weights is not None
     logp = completion.logprob_sum if reference else None
-    return _Answer(
+    return Answer(
         completion.prompt_id, ids, completion.prompt_hash, logp, hash(completion.text), sampled=True
     )
 
 
-def _from_text(prompt_id: str, text: str, finish_reason: str | None, encoder: Encoder) -> _Answer:
+def _from_text(prompt_id: str, text: str, finish_reason: str | None, encoder: Encoder) -> Answer:
     """Text from elsewhere: EOS is appended unless it is known to be cut off."""
     end = [] if finish_reason == "length" else [encoder.tokenizer.eos_id]
     ids = array("i", [*encoder.tokenizer.text_ids(text), *end])
-    return _Answer(prompt_id, ids, None, None, hash(text), sampled=False)
+    return Answer(prompt_id, ids, None, None, hash(text), sampled=False)
 
 
-def _recorded(answers: dict[str, _Answer], completion_id: str | None, text: str) -> _Answer | None:
+def _recorded(answers: dict[str, Answer], completion_id: str | None, text: str) -> Answer | None:
     """The completion that a row names, unless the row's text has been edited since."""
     found = answers.get(completion_id or "")
     return found if found is not None and found.text_hash == hash(text) else None
@@ -264,8 +260,8 @@ def _known_prompt(prompts: dict[str, array[int] | RowError], prompt_id: str, whe
 
 
 def _both(
-    answers: dict[str, _Answer], chosen_id: str, rejected_id: str, prompt_id: str, where: str
-) -> tuple[_Answer, _Answer]:
+    answers: dict[str, Answer], chosen_id: str, rejected_id: str, prompt_id: str, where: str
+) -> tuple[Answer, Answer]:
     for completion_id in (chosen_id, rejected_id):
         if completion_id not in answers:
             raise RowError(f"its completion {completion_id} is not in completions.jsonl", where=where)
@@ -274,14 +270,19 @@ def _both(
     return answers[chosen_id], answers[rejected_id]
 
 
-def _row(encoder: Encoder, prompt_ids: array[int], chosen: _Answer, rejected: _Answer, where: str,
-         pair_id: str, margin: float | None, p_chosen: float | None) -> PairRow:  # fmt: skip
-    hashes = {a.prompt_hash for a in (chosen, rejected)} - {None}
+def check_rendering(prompt_ids: array[int], answers: Iterable[Answer], where: str) -> None:
+    """Raises InputError where the sampler saw the prompt of its answers as other ids."""
+    hashes = {answer.prompt_hash for answer in answers} - {None}
     if hashes and hashes != {digest("prompt_ids", prompt_ids.tolist())}:
         raise InputError(
             "this model's tokenizer renders the prompt to other token ids than the sampler saw", where=where,
             hint="Train the model that sampled, with its chat template and the same --chat-template-arg.",
         )  # fmt: skip
+
+
+def _row(encoder: Encoder, prompt_ids: array[int], chosen: Answer, rejected: Answer, where: str,
+         pair_id: str, margin: float | None, p_chosen: float | None) -> PairRow:  # fmt: skip
+    check_rendering(prompt_ids, (chosen, rejected), where)
     encoder.completions.update("sampled" if a.sampled else "tokenised" for a in (chosen, rejected))
     return PairRow(prompt_ids=prompt_ids, chosen_ids=chosen.ids, rejected_ids=rejected.ids, pair_id=pair_id,
                    ref_chosen_logp=chosen.logp, ref_rejected_logp=rejected.logp,
@@ -289,16 +290,12 @@ def _row(encoder: Encoder, prompt_ids: array[int], chosen: _Answer, rejected: _A
 
 
 def _usable(rows: list[PairRow], encoder: Encoder, bad: BadRows) -> list[PairRow]:
-    """Leaves out what cannot be trained on: longer than the context is an error of that row."""
+    """Leaves out what cannot be trained on."""
     kept = []
     for row in rows:
-        if encoder.context is not None and row.length > encoder.context:
-            bad.add(
-                RowError(f"{row.length} tokens, the model's context is {encoder.context}", where=row.where)
-            )
-        elif encoder.max_length is not None and row.length > encoder.max_length:
-            encoder.left_out["longer than --max-length"] += 1
-        elif not row.chosen_ids or not row.rejected_ids:
+        if not encoder.takes(row.length, row.place, bad):
+            continue
+        if not row.chosen_ids or not row.rejected_ids:
             encoder.left_out["empty completion"] += 1
         elif row.chosen_ids == row.rejected_ids:
             encoder.left_out["chosen = rejected"] += 1

@@ -30,7 +30,7 @@ from trl import DPOTrainer
 
 from train import models, running, soft
 from train.config import CONSERVATIVE, WITHIN_MICRO_BATCH, DpoConfig
-from train.data import PairRow
+from train.data import PairRow, data_version
 from train.output import Output
 from train.reference import Reference, reference_logps
 
@@ -48,6 +48,8 @@ class ExactDPOTrainer(running.ExactRows, DPOTrainer):  # type: ignore[misc]
     Attributes:
         reference: the reference's log-probabilities, once the trainer is made.
     """
+
+    rows: Sequence[PairRow]
 
     def __init__(self, config: DpoConfig, rows: Sequence[PairRow], precision: str, loaded: models.Loaded,
                  targets: Sequence[float] | None = None, **settings: Any) -> None:  # fmt: skip
@@ -131,8 +133,9 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
     running.check_rows(config, rows)
     running.check_batch(config, rows)
     targets = soft.targets(config, rows)
+    data = data_version(rows, config.soft_labels)
 
-    with running.begin("train dpo", config, rows, out) as begun:
+    with running.begin("train dpo", config, rows, data, out) as begun:
         if begun.finished is not None:
             return begun.finished
         output, precision = begun.output, begun.precision

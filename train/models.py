@@ -16,7 +16,7 @@ from gavel.errors import InputError
 from gavel.tokenizer import HfTokenizer
 from gavel.weights import weights_version
 from train.config import TrainConfig
-from train.data import Encoder
+from train.rows import Encoder
 
 #: Files beside the weights that make a directory whole. They are copied as they are, so that the
 #: tokenizer's version stays the same.
@@ -45,17 +45,21 @@ def context_of(path: str, trust_remote_code: bool = False) -> int | None:
     return int(limit) if limit else None
 
 
-def encoder_of(config: TrainConfig) -> Encoder:
-    """How the model that training starts from reads pairs.
+def encoder_of(config: TrainConfig, tokenizer: HfTokenizer | None = None) -> Encoder:
+    """How the model that training starts from reads rows.
+
+    Args:
+        tokenizer: None for the model's own, which must have a chat template.
 
     Raises InputError for a model, tokenizer or chat template that cannot be used.
     """
     trust = config.trust_remote_code
     context = context_of(config.model, trust)
-    tokenizer = HfTokenizer.load(
-        config.model, trust_remote_code=trust, template_args=dict(config.template_args)
-    )
-    tokenizer.require_chat_template()
+    if tokenizer is None:
+        tokenizer = HfTokenizer.load(
+            config.model, trust_remote_code=trust, template_args=dict(config.template_args)
+        )
+        tokenizer.require_chat_template()
     return Encoder(tokenizer, weights_version(config.model), context, config.max_length)
 
 
@@ -114,6 +118,24 @@ def load_reward(
             drawn = torch.randn(model.score.weight.shape, generator=generator) / (width + 1) ** 0.5
             model.score.weight.copy_(drawn)
     return Loaded(model, original, None)
+
+
+def grow(loaded: Loaded, added: Sequence[int]) -> None:
+    """Gives new tokens their place in the embedding and in the head, each as the mean of the tokens that
+    the tokenizer had before: nothing is known of them yet.
+
+    Args:
+        added: their ids, sorted.
+    """
+    model = loaded.model
+    if added[-1] >= model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(added[-1] + 1, mean_resizing=False)
+        loaded.config.get_text_config().vocab_size = added[-1] + 1
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        for table in (model.get_input_embeddings().weight, head.weight, getattr(head, "bias", None)):
+            if table is not None:  # a tied head is written twice, with the same
+                table[list(added)] = table[: added[0]].mean(dim=0)
 
 
 def own_pad(tokenizer: HfTokenizer) -> int:

@@ -31,7 +31,7 @@ from gavel.errors import InputError
 from gavel.records import digest
 from train import models, running, soft
 from train.config import RewardConfig
-from train.data import PairRow
+from train.data import PairRow, data_version
 from train.output import Output
 from train.reward_report import report
 
@@ -88,8 +88,9 @@ def train_reward(config: RewardConfig, rows: Sequence[PairRow], out: str | Path)
     kept, held_out = split(rows, config.held_out, config.seed)
     running.check_batch(config, kept)
     targets = soft.targets(config, kept)
+    data = data_version(rows, config.soft_labels)
 
-    with running.begin("train reward", config, rows, out) as begun:
+    with running.begin("train reward", config, rows, data, out) as begun:
         if begun.finished is not None:
             return begun.finished
         output, precision, tokenizer = begun.output, begun.precision, begun.tokenizer

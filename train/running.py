@@ -29,9 +29,9 @@ from gavel.tokenizer import HfTokenizer
 from gavel.weights import weights_version
 from train import models, soft
 from train.callbacks import Bar, Checkpoints, Metrics, stopping
-from train.config import SCHEDULES, PairConfig, TrainConfig
-from train.data import PairRow, data_version
+from train.config import SCHEDULES, TrainConfig
 from train.output import Output, step_of
+from train.rows import Row
 
 C = TypeVar("C", bound=TrainConfig)
 
@@ -96,7 +96,7 @@ class ExactRows:
 
     loss_is_scaled_for_ga = True  # compute_loss weighs each micro-batch by its share of the batch
     by_length = True
-    rows: Sequence[PairRow]
+    rows: Sequence[Row]
     loaded: models.Loaded
     stepping = False
     totals: list[float]
@@ -138,7 +138,7 @@ class ExactRows:
         return batches, items
 
     def batches(
-        self: Any, rows: Sequence[PairRow], example: Callable[[PairRow], dict[str, Any]]
+        self: Any, rows: Sequence[Row], example: Callable[[Any], dict[str, Any]]
     ) -> Iterator[tuple[list[int], Any]]:
         """Rows as collated batches, each with their places; longest first, so that batches pad little."""
         order = sorted(range(len(rows)), key=lambda place: -rows[place].length)
@@ -163,10 +163,10 @@ class ExactRows:
 
     def _not_a_number(self: Any, what: str, places: Sequence[int]) -> NotANumber:
         rows = [self.rows[place] for place in places]
-        named = [f"{row.pair_id} ({row.where})" if row.where else row.pair_id for row in rows[:_NAMED]]
+        named = [row.name for row in rows[:_NAMED]]
         more = f" and {len(rows) - _NAMED:,} more" if len(rows) > _NAMED else ""
         return NotANumber(
-            f"{what} at step {self.state.global_step + 1}, in pairs {', '.join(named)}{more}",
+            f"{what} at step {self.state.global_step + 1}, in {rows[0].noun} {', '.join(named)}{more}",
             hint="Lower --learning-rate, or train with --precision fp32.",
         )
 
@@ -195,7 +195,7 @@ class Done:
 class Begun:
     """A training that has its directory. finished: its summary, where it was carried out before."""
 
-    config: PairConfig
+    config: TrainConfig
     output: Output
     precision: str
     finished: dict[str, Any] | None
@@ -225,15 +225,20 @@ class Begun:
 
 
 @contextlib.contextmanager
-def begin(stage: str, config: PairConfig, rows: Sequence[PairRow], out: str | Path) -> Iterator[Begun]:
+def begin(
+    stage: str, config: TrainConfig, rows: Sequence[Row], data: str, out: str | Path
+) -> Iterator[Begun]:
     """Opens the directory of a training, and says so where it is finished already.
+
+    Args:
+        data: a hash of what is trained on.
 
     Raises InputError where it holds the work of other settings or data.
     """
     precision = resolve(config.precision)
     plan = {"stage": stage, "config": config.shaping() | {"precision": precision},
-            "weights": weights_version(config.model), "data": data_version(rows, config.soft_labels),
-            "pairs": len(rows)}  # fmt: skip
+            "weights": weights_version(config.model), "data": data,
+            rows[0].noun: len(rows)}  # fmt: skip
     with Output.open(out) as output:
         finished = output.begin(plan)
         if finished is not None:
@@ -332,24 +337,25 @@ def check_names(config: TrainConfig) -> None:
                              hint=f"Installed here: {', '.join(trackers) or 'none'}")  # fmt: skip
 
 
-def check_batch(config: TrainConfig, rows: Sequence[PairRow]) -> None:
+def check_batch(config: TrainConfig, rows: Sequence[Row]) -> None:
     """Refuses fewer rows to train on than one batch."""
     if len(rows) < config.batch_size:
-        raise InputError(f"{len(rows):,} pairs to train on are fewer than one batch of {config.batch_size:,}",
-                         where="--batch-size", hint="Lower it, or make more pairs.")  # fmt: skip
+        noun = rows[0].noun
+        few = f"{len(rows):,} {noun} to train on are fewer than one batch of {config.batch_size:,}"
+        raise InputError(few, where="--batch-size", hint=f"Lower it, or make more {noun}.")  # fmt: skip
 
 
-def check_rows(config: TrainConfig, rows: Sequence[PairRow]) -> None:
+def check_rows(config: TrainConfig, rows: Sequence[Row]) -> None:
     """Refuses what would be truncated or divide by zero."""
     if not rows:
-        raise InputError("there are no pairs to train on", where="--data")
+        raise InputError("there is nothing to train on", where="--data")
     context = models.context_of(config.model, config.trust_remote_code)
     for row in rows:
         if context is not None and row.length > context:
             raise InputError(f"{row.length} tokens, the model's context is {context}",
                              where=row.place)  # fmt: skip
-        if not (row.prompt_ids and row.chosen_ids and row.rejected_ids):
-            raise InputError("empty prompt or completion", where=row.place)
+        if row.fault is not None:
+            raise InputError(row.fault, where=row.place)
 
 
 def arguments(config: TrainConfig, precision: str, output: Output) -> dict[str, Any]:

@@ -7,10 +7,12 @@ import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from gavel.errors import InputError
 from gavel.protocols import Engine
+from gavel.stops import Ends, ends_of
 
 #: engine → (module, function EngineConfig → Engine)
 ENGINES: dict[str, str] = {
@@ -54,6 +56,17 @@ class EngineConfig:
     trust_remote_code: bool = False
     template_args: dict[str, Any] = field(default_factory=dict)
     engine_args: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokenizer_path(self) -> str:
+        """The one asked for, else the adapter's own, else the model's."""
+        own = self.adapter if self.adapter and (Path(self.adapter) / "tokenizer.json").exists() else None
+        return self.tokenizer or own or self.model
+
+    def ends(self) -> Ends:
+        """What ends an answer of this model with its adapter."""
+        ends = ends_of(self.model)
+        return ends.union(ends_of(self.adapter)) if self.adapter else ends
 
     def arithmetic(self, dtype: str) -> str:
         """`dtype` with the engine arguments that change a model's answers and not only its speed: part of

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -35,6 +35,7 @@ from gavel.protocols import (
     Tokenizer,
 )
 from gavel.records import Message, Sampling, digest
+from gavel.stops import ends_of, stopping
 
 Q = TypeVar("Q", SampleRequest, ScoreRequest, RewardRequest)
 A = TypeVar("A")
@@ -79,6 +80,7 @@ def open(config: EngineConfig) -> Engine:
         config.base_url or "",
         config.model,
         tokenizer=tokenizer,
+        stops=ends_of(config.tokenizer).strings if config.tokenizer is not None else (),
         context=config.context,
         logprobs_mode=config.logprobs_mode,
         template_args=config.template_args,
@@ -94,6 +96,8 @@ class ServerEngine:
         api_key_env: the environment variable that holds the API key, if the server wants one. The key
             itself is kept in memory only: never recorded, never in a message.
         tokenizer: the served model's own; with it the engine has Capability.TOKENS.
+        stops: strings that end every answer; without any, those that the served model's directory keeps,
+            if the server names one that is on this machine.
         context: longest sequence in tokens; asked of the server (vLLM says it) when None.
         logprobs_mode: what the server's --logprobs-mode is, "raw" (vLLM's default) or "processed".
         template_args: for the chat template, where the server applies it.
@@ -118,6 +122,7 @@ class ServerEngine:
         *,
         api_key_env: str = "OPENAI_API_KEY",
         tokenizer: Tokenizer | None = None,
+        stops: Sequence[str] = (),
         context: int | None = None,
         in_flight: int = 256,
         timeout_s: float = 600.0,
@@ -147,6 +152,9 @@ class ServerEngine:
             self.weights = _version(card, parent, self._vllm)
             if tokenizer is None and self._template_args:  # the server renders with them, unseen
                 self.weights += f":template:{digest(self._template_args)}"
+            self._stops = tuple(stops) or (ends_of(card.root).strings if card.root else ())
+            if self._stops:
+                self.weights += f":ends:{digest(self._stops)}"
             told = card.max_model_len or (parent.max_model_len if parent else None)
             self.context = context or told or UNKNOWN_CONTEXT
             self.capabilities = self._find_capabilities()
@@ -191,7 +199,7 @@ class ServerEngine:
                 limit_field=limit_field,
                 template_args=self._template_args,
             )
-        asks = self._asks(requests, self._checking(body), read)
+        asks = self._asks(stopping(requests, self._stops), self._checking(body), read)
         replies = self._transport.ask(self._url + path, asks)
         with contextlib.closing(replies):
             for reply in replies:

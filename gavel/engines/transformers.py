@@ -20,6 +20,7 @@ from gavel.protocols import (
     Scored,
     ScoreRequest,
 )
+from gavel.stops import ends_of, stopping
 from gavel.tokenizer import HfTokenizer
 from gavel.weights import weights_version
 
@@ -44,7 +45,7 @@ class TransformersEngine:
         self._config = config
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._tokenizer = HfTokenizer.load(
-            config.tokenizer or config.model,
+            config.tokenizer_path,
             trust_remote_code=config.trust_remote_code,
             template_args=config.template_args,
         )
@@ -54,10 +55,11 @@ class TransformersEngine:
         self.dtype = config.arithmetic(str(self._hf.dtype).removeprefix("torch."))
         limit = getattr(self._hf.config.get_text_config(), "max_position_embeddings", 4096)
         self.context = min(config.context or limit, limit)
+        self._ends = config.ends()
         generation = getattr(self._hf, "generation_config", None)
         eos = getattr(generation, "eos_token_id", None)
         eos_ids = eos if isinstance(eos, list) else [eos] if eos is not None else []
-        self._eos_ids = {self._tokenizer.eos_id, *eos_ids}
+        self._eos_ids = {self._tokenizer.eos_id, *eos_ids, *self._ends.token_ids}
         can_sample = {Capability.SAMPLE, Capability.LOGPROBS, Capability.SCORE}
         self.capabilities = frozenset(
             {Capability.TOKENS, Capability.LOAD_WEIGHTS}
@@ -71,7 +73,7 @@ class TransformersEngine:
     def sample(self, requests: Iterable[SampleRequest]) -> Iterator[Sampled | Refused]:
         """Samples token by token with a key-value cache, each request from its own generator."""
         self._check(Capability.SAMPLE)
-        for request in requests:
+        for request in stopping(requests, self._ends.strings):
             if request.choice or request.json_schema is not None:
                 raise CapabilityError("cannot constrain its replies", where="--engine transformers")
             if len(request.prompt) >= self.context:
@@ -113,6 +115,7 @@ class TransformersEngine:
             raise CapabilityError("new weights cannot be loaded beside a LoRA adapter", where=self.model)
         weights = weights_version(path)
         self._hf = self._load(path)
+        self._ends = ends_of(path)
         self.weights = weights
 
     def close(self) -> None:

@@ -27,6 +27,7 @@ from gavel.protocols import (
     ScoreRequest,
 )
 from gavel.records import digest
+from gavel.stops import ends_of, stopping
 from gavel.tokenizer import HfTokenizer
 from gavel.weights import weights_version
 
@@ -52,7 +53,7 @@ class VllmEngine:
         self._on_cpu = on_cpu = prepare_environment()
         self.model = config.model
         self._tokenizer = HfTokenizer.load(
-            config.tokenizer or config.model,
+            config.tokenizer_path,
             trust_remote_code=config.trust_remote_code,
             template_args=config.template_args,
         )
@@ -63,6 +64,9 @@ class VllmEngine:
         self.dtype = config.arithmetic(str(model_config.dtype).removeprefix("torch."))
         self.context = int(model_config.max_model_len)
         self._lora = _lora_request(config)
+        self._stops = config.ends().strings
+        # vLLM knows those of the model itself
+        self._end_ids = ends_of(config.adapter).token_ids if config.adapter else ()
         self._pooling = model_config.runner_type == "pooling"
         shared = {Capability.TOKENS, Capability.LOAD_WEIGHTS}
         self.capabilities = frozenset(
@@ -84,7 +88,7 @@ class VllmEngine:
     def sample(self, requests: Iterable[SampleRequest]) -> Iterator[Sampled | Refused]:
         """Samples with vLLM; requests run in the order given, replies come as they complete."""
         self._check(Capability.SAMPLE)
-        return self._stream(requests, self._sampling_params, self._sampled)
+        return self._stream(stopping(requests, self._stops), self._sampling_params, self._sampled)
 
     def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Scored | Refused]:
         """Scores spans by vLLM's prompt_logprobs."""
@@ -125,6 +129,7 @@ class VllmEngine:
         if self._on_cpu:
             self._llm.apply_model(_repack_head)
         self._llm.reset_prefix_cache()
+        self._stops = ends_of(path).strings
         self.weights = weights
 
     def close(self) -> None:
@@ -210,11 +215,11 @@ class VllmEngine:
         asked = (request.sampling, limit, request.seed, request.choice, request.json_schema,
                  request.top_logprobs)  # fmt: skip
         if self._params[0] != asked:
-            self._params = (asked, self._new_params(request, limit))
+            self._params = (asked, self._new_params(request, limit, self._end_ids))
         return self._params[1]
 
     @staticmethod
-    def _new_params(request: SampleRequest, max_tokens: int) -> Any:
+    def _new_params(request: SampleRequest, max_tokens: int, end_ids: Sequence[int]) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -234,6 +239,7 @@ class VllmEngine:
             max_tokens=max_tokens,
             min_tokens=sampling.min_tokens,
             stop=list(sampling.stop) or None,
+            stop_token_ids=list(end_ids) or None,
             seed=request.seed,
             logprobs=request.top_logprobs,
             flat_logprobs=True,
@@ -345,7 +351,7 @@ def _start(config: EngineConfig, on_cpu: bool) -> Any:
     logging.getLogger("vllm.logging_utils.dump_input").setLevel(logging.CRITICAL)
     settings: dict[str, Any] = {
         "model": config.model,
-        "tokenizer": config.tokenizer or config.model,
+        "tokenizer": config.tokenizer_path,
         "dtype": "float32" if on_cpu and config.dtype == "auto" else config.dtype,
         "trust_remote_code": config.trust_remote_code,
         "logprobs_mode": _LOGPROBS_MODE[config.logprobs_mode],

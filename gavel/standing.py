@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from gavel.ranking import Strengths, bradley_terry
 from gavel.records import Completion, Judgment
-from judge.ranking import Strengths, bradley_terry
 
 Pair = tuple[str, str]  # two completion ids, sorted
 

@@ -1,0 +1,510 @@
+"""Supervised fine-tuning of a tiny model: what is optimised, and what comes out."""
+
+from __future__ import annotations
+
+import json
+import random
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Ran, Tiny
+from test_train_dpo import (
+    ASSISTANT,
+    BOS,
+    CONTEXT,
+    EOS,
+    USER,
+    VOCAB,
+    assert_one_trajectory,
+    same_weights,
+    steps_of,
+    tiny_model,
+)
+
+from gavel.errors import InputError
+from train.config import SftConfig
+from train.sft_data import IGNORED, SftRow, pack
+
+pytestmark = pytest.mark.engine
+
+Command = Callable[..., Ran]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def answered(count: int, seed: int = 0) -> list[SftRow]:
+    """Conversations of one or two turns; the answer to a question that ends with wN is wN wN+1."""
+    draw = random.Random(seed)
+    rows = []
+    for i in range(count):
+        ids, spans = [BOS], []
+        for _ in range(draw.randrange(1, 3)):
+            asked = [draw.randrange(10, 20) for _ in range(draw.randrange(1, 7))]
+            ids += [USER, *asked, ASSISTANT]
+            answer = [asked[-1], asked[-1] + 1, EOS]
+            spans.append((len(ids), len(ids) + len(answer)))
+            ids += answer
+        rows.append(SftRow(ids=array("i", ids), spans=tuple(spans), row_id=str(i), where=f"f:{i + 1}"))
+    return rows
+
+
+def texts(count: int, size: int = 24, seed: int = 0) -> list[SftRow]:
+    """Packed documents of very different lengths."""
+    draw = random.Random(seed)
+    documents = (
+        ([BOS, *(draw.randrange(5, VOCAB) for _ in range(draw.randrange(1, 40))), EOS], f"f:{i}")
+        for i in range(1000)
+    )
+    packed = pack(documents, size)
+    return [next(packed) for _ in range(count)]
+
+
+def settings(model: str, **changes: Any) -> SftConfig:
+    base = {"model": model, "learning_rate": 1e-3, "batch_size": 8, "log_steps": 1, "scheduler": "constant",
+            "precision": "fp32"}  # fmt: skip
+    return SftConfig(**(base | changes))
+
+
+def nll(model: str | Path, row: SftRow) -> list[float]:
+    """Of each trained token; one part at a time, without padding, packing or TRL."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    found, at = [], 0
+    for length in row.lengths:
+        ids, labels = (torch.tensor([list(x)[at : at + length]]) for x in (row.ids, row.labels))
+        with torch.no_grad():
+            table = -net(ids).logits[0, :-1].log_softmax(-1)  # (T - 1, V)
+        picked = table.gather(1, ids[0, 1:, None])[:, 0]
+        found += picked[labels[0, 1:] != IGNORED].tolist()
+        at += length
+    return found
+
+
+def trainer_of(model: str, rows: list[SftRow], folder: Path) -> Any:
+    import torch
+
+    from gavel.tokenizer import HfTokenizer
+    from train.models import load
+    from train.output import Output
+    from train.sft import ExactSFTTrainer, _arguments
+
+    config = settings(model, batch_size=len(rows), micro_batch=len(rows))
+    return ExactSFTTrainer(
+        rows, load(model, torch.float32), args=_arguments(config, "fp32", Output(folder)),
+        processing_class=HfTokenizer.load(model).hf,
+    )  # fmt: skip
+
+
+def gradients(trainer: Any, batch: dict[str, Any]) -> list[Any]:
+    trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
+    trainer.model.zero_grad()
+    trainer.compute_loss(trainer.model, dict(batch)).backward()
+    return [p.grad.clone() for p in trainer.model.parameters()]
+
+
+# what is optimised
+
+
+@pytest.mark.parametrize("rows", [answered(6), texts(6)], ids=["chat", "packed"])
+def test_the_loss_is_the_hand_worked_number(model: str, tmp_path: Path, rows: list[SftRow]) -> None:
+    """The mean over the trained tokens of the whole batch, in micro-batches with unlike numbers of them;
+    packed documents are as if each stood alone."""
+    from train.sft import train_sft
+
+    summary = train_sft(settings(model, batch_size=6, micro_batch=2), rows, tmp_path / "out")
+    losses = [x for row in rows for x in nll(model, row)]
+    (step,) = steps_of(tmp_path / "out")
+    assert step["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert summary["trained_tokens"] == len(losses) == sum(row.trained for row in rows)
+    assert (summary["rows"], summary["tokens"]) == (6, sum(row.length for row in rows))
+
+
+def test_it_is_trls_loss_on_the_same_ids(model: str, tmp_path: Path) -> None:
+    """Where a batch is one micro-batch, TRL's own trainer takes the same step."""
+    import datasets
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig as TrlConfig
+    from trl import SFTTrainer
+
+    from train.sft import train_sft
+
+    rows = answered(8)
+    train_sft(settings(model, micro_batch=8, optim="adamw_torch"), rows, tmp_path / "out")
+    data = {"input_ids": [list(row.ids) for row in rows], "labels": [list(row.labels) for row in rows]}
+    plain = SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(model, attention_dropout=0.0),
+        TrlConfig(
+            output_dir=str(tmp_path / "trl"), learning_rate=1e-3, per_device_train_batch_size=8,
+            num_train_epochs=1, lr_scheduler_type="constant", optim="adamw_torch", weight_decay=0.0,
+            logging_steps=1, report_to="none", save_strategy="no", use_cpu=True, bf16=False, max_length=None,
+            dataset_kwargs={"skip_prepare_dataset": True}, gradient_checkpointing=False,
+        ),
+        train_dataset=datasets.Dataset.from_dict(data),
+        processing_class=AutoTokenizer.from_pretrained(model),
+    )  # fmt: skip
+    plain.train()
+    (step,) = steps_of(tmp_path / "out")
+    first = plain.state.log_history[0]
+    assert step["loss"] == pytest.approx(first["loss"], rel=1e-5)
+    assert step["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-4)
+    plain.model.save_pretrained(tmp_path / "trl")
+    assert same_weights(tmp_path / "out", tmp_path / "trl", atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [answered(29), texts(29)], ids=["chat", "packed"])
+def test_micro_batches_change_nothing(model: str, tmp_path: Path, rows: list[SftRow]) -> None:
+    """1 × 8, 8 × 1 and 4 × 2 give one trajectory, the short batch at the end included."""
+    from train.sft import train_sft
+
+    for micro in (8, 1, 4):
+        train_sft(settings(model, micro_batch=micro, epochs=2), rows, tmp_path / str(micro))
+    for micro in (1, 4):
+        assert_one_trajectory(tmp_path / str(micro), tmp_path / "8")
+
+
+def test_what_is_not_trained_gets_no_gradient(model: str, tmp_path: Path) -> None:
+    """Neither pad slots nor what follows the last trained token change anything, and a prompt is not
+    predicted: other labels there would be."""
+    import torch
+
+    rows = [replace(row, ids=row.ids + array("i", [12] * 3)) for row in answered(4)]
+    trainer = trainer_of(model, rows, tmp_path)
+    batch = trainer.data_collator([{**x, "row": i} for i, x in enumerate(trainer.train_dataset)])
+    plain = gradients(trainer, batch)
+    assert (batch["attention_mask"] == 0).any()
+    garbage = dict(batch, input_ids=batch["input_ids"].clone())
+    for i, row in enumerate(rows):
+        garbage["input_ids"][i, row.spans[-1][1] :] = 33
+    assert (garbage["input_ids"] != batch["input_ids"]).any()
+    for a, b in zip(plain, gradients(trainer, garbage), strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-7)
+    assert (batch["labels"] != IGNORED).sum() == sum(row.trained for row in rows)
+    trained_prompt = dict(batch, labels=batch["input_ids"])
+    changed = gradients(trainer, trained_prompt)
+    assert not all(torch.allclose(a, b, atol=1e-4) for a, b in zip(plain, changed, strict=True))
+
+
+def test_packed_documents_do_not_see_one_another(model: str, tmp_path: Path) -> None:
+    """With other tokens in the first document, the gradient of the second stays as it is."""
+    import torch
+
+    second = [BOS, 12, 13, 14, EOS]
+    of = []
+    for first in ([BOS, 20, 21, EOS], [BOS, 30, 31, EOS]):
+        row = SftRow(ids=array("i", [*first, *second]), spans=((4, 9),), starts=(0, 4), row_id="r")
+        trainer = trainer_of(model, [row], tmp_path)
+        of.append(gradients(trainer, trainer.data_collator([{**trainer.train_dataset[0], "row": 0}])))
+    for a, b in zip(*of, strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-7)
+
+
+# what comes of it
+
+
+def test_a_planted_answer_is_learned(model: str, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from train.sft import train_sft
+
+    rows = answered(256)
+    config = settings(model, epochs=10, learning_rate=5e-3, scheduler="linear", batch_size=16)
+    train_sft(config, rows, tmp_path / "out")
+    losses = [step["loss"] for step in steps_of(tmp_path / "out")]
+    assert losses[-1] < 0.2 * losses[0]
+    net = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    right = 0
+    for row in answered(32, seed=1):
+        start, end = row.spans[0]
+        prompt = torch.tensor([list(row.ids[:start])])
+        said = net.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=5, do_sample=False)
+        right += said[0, start:].tolist() == list(row.ids[start:end])
+    assert right >= 28, right
+
+
+def test_text_is_learned(model: str, tmp_path: Path) -> None:
+    """Pretraining: w10 w11 w12 … over and over."""
+    from train.sft import train_sft
+
+    documents = [([BOS, *range(10 + i % 5, 30 + i % 3), EOS], f"f:{i}") for i in range(128)]
+    rows = list(pack(documents, 48))
+    train_sft(settings(model, epochs=4, learning_rate=5e-3, batch_size=4), rows, tmp_path / "out")
+    losses = [step["loss"] for step in steps_of(tmp_path / "out")]
+    assert losses[-1] < 0.25 * losses[0]
+    # what ends an answer is none of raw text's business
+    written = (tmp_path / "out" / "generation_config.json").read_bytes()
+    assert written == (Path(model) / "generation_config.json").read_bytes()
+
+
+def test_stopped_and_run_again_it_ends_the_same(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train.callbacks import Metrics
+    from train.sft import train_sft
+
+    config, rows = settings(model, save_steps=2, chat_template="chatml"), answered(64)
+    train_sft(config, rows, tmp_path / "whole")
+    original = Metrics.on_log
+
+    def dies(self: Any, args: Any, state: Any, *rest: Any, **more: Any) -> None:
+        original(self, args, state, *rest, **more)
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Metrics, "on_log", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train_sft(config, rows, tmp_path / "out")
+    assert not (tmp_path / "out" / "config.json").exists()
+    summary = train_sft(config, rows, tmp_path / "out")
+    assert summary["steps"] == 8
+    assert same_weights(tmp_path / "whole", tmp_path / "out"), "new tokens included"
+    assert train_sft(config, rows, tmp_path / "out") == summary, "finished: nothing to do"
+
+
+def test_other_work_in_the_directory_is_refused(model: str, tmp_path: Path) -> None:
+    from train.sft import train_sft
+
+    rows, config = answered(8), settings(model)
+    train_sft(config, rows, tmp_path / "out")
+    start, end = rows[0].spans[0]
+    with pytest.raises(InputError, match="data: was"):
+        train_sft(config, [replace(rows[0], spans=((start + 1, end),)), *rows[1:]], tmp_path / "out")
+    with pytest.raises(InputError, match="data: was"):
+        train_sft(replace(config, chat_template="plain"), rows, tmp_path / "out")
+    with pytest.raises(InputError, match=r"config.learning_rate: was"):
+        train_sft(replace(config, learning_rate=1e-2), rows, tmp_path / "out")
+    long = replace(rows[0], ids=rows[0].ids + array("i", [12] * CONTEXT))
+    with pytest.raises(InputError, match=r"f:1: \d+ tokens, the model's context is 64"):
+        train_sft(config, [long, *rows], tmp_path / "long")
+    with pytest.raises(InputError, match="f:1: none of its tokens is trained"):
+        train_sft(config, [replace(rows[0], spans=()), *rows], tmp_path / "none")
+    with pytest.raises(InputError, match="7 rows to train on are fewer than one batch of 8"):
+        train_sft(config, rows[:7], tmp_path / "few")
+
+
+def test_lora_trains_and_reloads(model: str, tmp_path: Path) -> None:
+    import torch
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    from gavel.stops import ends_of
+    from train.sft import train_sft
+
+    rows = answered(24)
+    config = settings(model, lora_r=4, learning_rate=1e-2, chat_template="plain")
+    train_sft(config, rows, tmp_path / "adapter")
+    train_sft(replace(config, merge=True), rows, tmp_path / "merged")
+    ids = torch.tensor([[BOS, USER, 12, ASSISTANT, 10, 13]])
+    base, merged = (AutoModelForCausalLM.from_pretrained(m)(ids).logits for m in (model, tmp_path / "merged"))
+    adapted, beside = (
+        AutoPeftModelForCausalLM.from_pretrained(p)(ids).logits
+        for p in (tmp_path / "adapter", tmp_path / "merged" / "adapter")
+    )
+    assert (adapted - base).abs().max() > 0.01
+    assert torch.allclose(adapted, merged, atol=1e-4) and torch.allclose(adapted, beside, atol=1e-4)
+    for name in ("adapter", "merged"):
+        assert ends_of(str(tmp_path / name)).strings == ("\n### User:",)
+        assert "### Assistant" in (tmp_path / name / "chat_template.jinja").read_text()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_tokens_begin_as_the_mean_of_the_old(tmp_path: Path, tied: bool) -> None:
+    import torch
+    from tiny_models import llama_config, save_tokenizer
+    from transformers import LlamaForCausalLM
+
+    from train import models
+    from train.chat_template import prepare
+
+    save_tokenizer(tmp_path, chat=False)
+    settings_ = llama_config()
+    settings_.tie_word_embeddings = tied
+    LlamaForCausalLM(settings_).save_pretrained(tmp_path)
+    prepared = prepare(SftConfig(model=str(tmp_path), chat_template="chatml"))
+    loaded = models.load(str(tmp_path), torch.float32)
+    net, used = loaded.model, prepared.added[0]
+    before = [table.weight.detach().clone() for table in (net.get_input_embeddings(), net.lm_head)]
+    assert used < len(before[0]), "spare rows, one of which the first new token gets"
+    models.grow(loaded, prepared.added)
+    models.grow(loaded, (*prepared.added, 330))
+    for table, old in zip((net.get_input_embeddings(), net.lm_head), before, strict=True):
+        mean = old[:used].mean(dim=0)
+        assert table.weight.shape[0] == 331 == loaded.config.vocab_size
+        for new in (*prepared.added, 330):
+            assert torch.allclose(table.weight[new], mean, atol=1e-6)
+        assert torch.equal(table.weight[:used], old[:used])
+    assert (net.lm_head.weight is net.get_input_embeddings().weight) is tied
+
+
+# the command
+
+
+def run_sft(gavel: Command, model: str, data: Path, out: Path, *more: str) -> tuple[dict[str, Any], str]:
+    line = ["train", "sft", "--model", model, "--data", data, "--out", out, "--batch-size", 2, "--json"]
+    ran = gavel(*line, *more)
+    assert ran.code == 0, ran.err
+    return json.loads(ran.out), ran.err
+
+
+def write(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_command_trains_on_each_kind(gavel: Command, tiny: Tiny, tmp_path: Path) -> None:
+    from gavel.tokenizer import HfTokenizer
+
+    asked = [{"instruction": f"what is {i}", "input": "", "output": f"it is {i}"} for i in range(5)]
+    chat = [
+        {"conversations": [{"from": "human", "value": "the dog"}, {"from": "gpt", "value": "jumps"},
+                           {"from": "human", "value": "the fox"}, {"from": "gpt", "value": "too"}]}
+        for _ in range(4)
+    ]  # fmt: skip
+    summary, said = run_sft(gavel, tiny.lm, write(tmp_path / "a.jsonl", *asked), tmp_path / "a")
+    assert (summary["kind"], summary["rows"], summary["steps"]) == ("instruction", 5, 3)
+    assert "a.jsonl: instruction (columns 'instruction' and 'output'" in said
+    assert f"5 rows of {summary['tokens']} tokens, {summary['trained_tokens']} of them trained" in said
+    tokenizer = HfTokenizer.load(tiny.lm)
+    assert summary["trained_tokens"] == sum(len(tokenizer.text_ids(row["output"])) + 1 for row in asked)
+    summary, said = run_sft(gavel, tiny.lm, write(tmp_path / "c.jsonl", *chat), tmp_path / "c")
+    assert (summary["kind"], summary["rows"], summary["completions"]) == ("chat", 4, {"tokenised": 8})
+    (tmp_path / "t.txt").write_text("the quick brown fox jumps over the lazy dog " * 40)
+    summary, said = run_sft(gavel, tiny.lm, tmp_path / "t.txt", tmp_path / "t", "--max-length", "64")
+    assert (summary["kind"], summary["left_out"]) == ("text", {})
+    document = len(tokenizer.document_ids((tmp_path / "t.txt").read_text()))
+    assert (summary["tokens"], summary["rows"]) == (document, -(-document // 64))
+    assert summary["trained_tokens"] == document - summary["rows"]
+
+
+def test_the_command_trains_on_the_best_of_a_run(gavel: Command, tiny: Tiny, tmp_path: Path) -> None:
+    """From the engine's samples to the ids that reach the trainer."""
+    from gavel.packed import unpack_ids
+    from gavel.records import Completion, Judgment
+    from gavel.rundir import RunDir, read_records
+
+    prompts = write(tmp_path / "p.jsonl", *({"prompt": f"the dog {i}"} for i in range(6)))
+    generate = ["generate", "--model", tiny.lm, "--engine", "transformers", "--prompts", prompts, "-n", 4]
+    assert gavel(*generate, "--max-tokens", 24, "--out", tmp_path / "run").code == 0
+    judge = ["judge", tmp_path / "run", "--judge", tiny.other, "--engine", "transformers"]
+    assert gavel(*judge, "--form", "direct").code == 0
+    summary, _ = run_sft(gavel, tiny.lm, tmp_path / "run", tmp_path / "out")
+    run = RunDir(tmp_path / "run")
+    found = list(read_records(run.completions_path, Completion))
+    score = {
+        j.completion_ids[0]: j.score
+        for j in read_records(run.judgments_path(run.judging_passes()[0]), Judgment)
+    }
+    whole = [c for c in found if c.finish_reason == "stop" and c.text.strip() and score.get(c.id) is not None]
+    best = {c.prompt_id: c for c in sorted(whole, key=lambda c: (score[c.id], c.id))}
+    assert 2 <= len(best) == summary["rows"] and summary["completions"] == {"sampled": len(best)}
+    assert summary["trained_tokens"] == sum(len(unpack_ids(c.token_ids)) for c in best.values())
+    cut = sum(c.finish_reason == "length" for c in found)
+    assert summary["left_out"].get("completions cut off", 0) == cut and summary["kind"] == "best of a run"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--kind", "chat"], "none of the 1 rows can be used: empty prompt|missing column|no answer"),
+        (["--judgments", "x"], "--judgments: chooses among the completions of a run directory"),
+        (["--min-score", "1"], "--min-score: chooses among the completions of a run directory"),
+        (["--chat-template", "nonesuch"], "--chat-template nonesuch: neither a template that is"),
+        (["--merge"], "--merge: needs --lora-r"),
+        (["--batch-size", "2"], "--batch-size: 1 rows to train on are fewer than one batch of 2"),
+        (["--max-length", "3"], "longer than --max-length"),
+        (["--map", "prompt=q"], "no column 'q'"),
+    ],
+)  # fmt: skip
+def test_bad_input_ends_with_a_reason(
+    gavel: Command, tiny: Tiny, tmp_path: Path, options: list[str], said: str
+) -> None:
+    import re
+
+    data = write(tmp_path / "a.jsonl", {"question": "q", "answer": "a"})
+    ran = gavel("train", "sft", "--model", tiny.lm, "--data", data, "--out", tmp_path / "out", *options)
+    assert ran.code == 2 and re.search(said, ran.err), ran.err
+    assert "Traceback" not in ran.err and not (tmp_path / "out").exists()
+
+
+def test_a_base_model_needs_a_template(gavel: Command, tiny: Tiny, tmp_path: Path) -> None:
+    import shutil
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny.lm, base)
+    (base / "chat_template.jinja").unlink()
+    data = write(tmp_path / "a.jsonl", {"question": "q", "answer": "a"}, {"question": "r", "answer": "b"})
+    ran = gavel("train", "sft", "--model", base, "--data", data, "--out", tmp_path / "out")
+    assert ran.code == 2 and "has no chat template" in ran.err and "--chat-template chatml" in ran.err
+    run_sft(gavel, str(base), data, tmp_path / "out", "--chat-template", "chatml")
+    text = write(tmp_path / "t.jsonl", *({"text": "the dog " * 20} for _ in range(2)))
+    run_sft(gavel, str(base), text, tmp_path / "text", "--max-length", "16")
+    ran = gavel(
+        "train", "sft", "--model", base, "--data", text, "--out", tmp_path / "x", "--chat-template", "plain"
+    )
+    assert ran.code == 2 and "raw text has no turns" in ran.err
+
+
+# engines
+
+
+@pytest.mark.parametrize("template", ["plain", "chatml"])
+def test_engines_stop_where_the_saved_model_says(
+    gavel: Command, tiny: Tiny, tmp_path: Path, template: str
+) -> None:
+    """With `plain` the model goes on with the user's next turn after its answer, with `chatml` it ends by a
+    token that it did not have. No engine is told to stop there."""
+    from gavel.engines import EngineConfig, open_engine
+    from gavel.protocols import Sampled, SampleRequest
+    from gavel.records import Message, Sampling
+
+    more = "\n### User:\nno" if template == "plain" else ""
+    rows = [
+        {"prompt": f"the {word}", "completion": f"a {word}{more}"}
+        for word in ("dog", "fox", "lazy", "brown") * 8
+    ]
+    data, out = write(tmp_path / "a.jsonl", *rows), str(tmp_path / "out")
+    learn = ["--chat-template", template, "--learning-rate", "5e-3", "--epochs", "8", "--batch-size", "8"]
+    run_sft(gavel, tiny.lm, data, tmp_path / "out", *learn)
+    sampled: dict[str, list[Sampled]] = {}
+    for name in ("transformers", "vllm"):
+        with open_engine(EngineConfig(model=out, engine=name, context=256)) as engine:
+            requests = [
+                SampleRequest(
+                    key=word, seed=0, sampling=Sampling(temperature=0.0, max_tokens=40),
+                    prompt=engine.tokenizer.chat_ids([Message("user", f"the {word}")]),
+                )
+                for word in ("dog", "fox")
+            ]  # fmt: skip
+            replies = [r for r in engine.sample(requests) if isinstance(r, Sampled)]
+            sampled[name] = sorted(replies, key=lambda r: r.key)
+            end = engine.tokenizer.eos_id
+    for replies in sampled.values():
+        assert [(r.text, r.finish_reason) for r in replies] == [("a dog", "stop"), ("a fox", "stop")]
+        for reply in replies:
+            assert reply.token_ids is not None
+            if template == "plain":
+                assert reply.stop_reason == "\n### User:" and end not in reply.token_ids
+            else:
+                assert reply.token_ids[-1] == end
+    one, other = ([list(r.token_ids or ()) for r in sampled[name]] for name in ("transformers", "vllm"))
+    assert one == other, "the tokens of the stop string are part of what was sampled"

@@ -1,0 +1,153 @@
+"""Supervised fine-tuning on TRL's SFTTrainer, token-exact: texts, instructions, conversations, best samples.
+
+The objective of one optimiser step is the mean over the trained tokens of the whole batch,
+
+    −1/T · Σ_rows Σ_t log π(id_t | what stands before it in its part of the row),
+
+T being the trained tokens of all its rows, whatever the micro-batches. What differs from TRL: rows come as
+ids with the positions that are trained, and nothing is truncated; documents that are packed into one row do
+not see one another (their position ids start anew, from which transformers makes the mask). Left out:
+evaluation during training.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from trl import SFTConfig as TrlConfig
+from trl import SFTTrainer
+
+from gavel.command import say
+from gavel.records import digest
+from train import chat_template, models, running
+from train.config import SftConfig
+from train.output import Output
+from train.sft_data import IGNORED, SftRow, rows_version
+
+_SHOWN = ("mean_token_accuracy", "entropy")
+
+
+class ExactSFTTrainer(running.ExactRows, SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer on rows whose ids are ready."""
+
+    rows: Sequence[SftRow]
+
+    def __init__(self, rows: Sequence[SftRow], loaded: models.Loaded, **settings: Any) -> None:
+        self.rows, self.loaded = rows, loaded
+        super().__init__(model=loaded.model, train_dataset=_dataset(rows), **settings)
+        collator: Any = self.data_collator
+        collator.return_position_ids = is_packed(rows)
+        self.carry()
+        self._aux_coef: float = self.router_aux_loss_coef
+
+    def counts(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(1,): trained tokens."""
+        return (batch["labels"][:, 1:] != IGNORED).sum()[None].double()
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss, a sum over this micro-batch, divided by the trained tokens of the batch."""
+        given = dict(inputs)
+        places = given.pop(running.ROW)
+        if "position_ids" in given:  # beside a mask they would not keep documents apart
+            del given["attention_mask"]
+        if self.aux_loss_enabled:  # TRL takes the mean of this term over the micro-batches
+            share = self.counts(given).item() / self.totals[0]
+            self.router_aux_loss_coef: float = (
+                self._aux_coef * share * self.current_gradient_accumulation_steps
+            )
+        loss = super().compute_loss(model, given, num_items_in_batch=self.totals[0])
+        return self.finite(loss, places)
+
+
+def is_packed(rows: Sequence[SftRow]) -> bool:
+    """Whether any row holds several documents."""
+    return any(len(row.starts) > 1 for row in rows)
+
+
+def train_sft(config: SftConfig, rows: Sequence[SftRow], out: str | Path) -> dict[str, Any]:
+    """Trains `config.model` on demonstrations and saves the model to `out`, with its chat template and with
+    what ends an answer.
+
+    The same call on the same `out` resumes, as `train.dpo.train_dpo` does.
+
+    Returns:
+        The summary that gavel.json keeps: model, rows, tokens and trained tokens of one epoch, steps, loss,
+        the last metrics, seconds.
+
+    Raises:
+        InputError: a row longer than the model's context, fewer rows than a batch, a model or template that
+            cannot be used, or an `out` that holds the work of other settings or data.
+        CheckFailed: a loss that is not a number.
+    """
+    started = time.monotonic()
+    running.quiet()
+    running.check_names(config)
+    running.check_rows(config, rows)
+    running.check_batch(config, rows)
+    prepared = chat_template.prepare(config)
+    data = digest(rows_version(rows), prepared.tokenizer.version)
+    tokens, trained_tokens = sum(row.length for row in rows), sum(row.trained for row in rows)
+
+    with running.begin("train sft", config, rows, data, out) as begun:
+        if begun.finished is not None:
+            return begun.finished
+        output, precision = begun.output, begun.precision
+        say(f"{len(rows):,} rows of {tokens:,} tokens, {trained_tokens:,} of them trained")
+
+        # 1. the model that training starts from, with a place for new tokens
+        def make(config: SftConfig, callbacks: list[Any]) -> ExactSFTTrainer:
+            loaded = models.load(config.model, begun.dtype, config.trust_remote_code)
+            models.check_targets(loaded.model, config.lora_targets)
+            if prepared.added:
+                models.grow(loaded, prepared.added)
+            return ExactSFTTrainer(
+                rows, loaded, args=_arguments(config, precision, output),
+                processing_class=copy.deepcopy(prepared.tokenizer.hf),  # TRL gives it a pad token
+                callbacks=callbacks, peft_config=models.lora(config),
+            )  # fmt: skip
+
+        # 2. train
+        done = running.run(config, output, make)
+        trained = time.monotonic()
+
+        # 3. save the model whole, the marker last
+        def save(folder: Path) -> None:
+            begun.save(done.trainer, folder, merge=config.merge)
+            if not rows[0].is_text:
+                prepared.save(folder)
+
+        output.publish(save)
+        summary = {
+            "model": str(out), "rows": len(rows), "tokens": tokens, "trained_tokens": trained_tokens,
+            "steps": done.result.global_step, "precision": precision,
+            "loss": done.result.training_loss, "metrics": done.shown(*_SHOWN),
+            "seconds": {"start": round(done.began - started, 2), "train": round(trained - done.began, 2),
+                        "save": round(time.monotonic() - trained, 2)},
+        }  # fmt: skip
+        output.finish(summary)
+        return summary
+
+
+def _arguments(config: SftConfig, precision: str, output: Output) -> TrlConfig:
+    settings = running.arguments(config, precision, output)
+    del settings["disable_dropout"]  # TRL has no such setting here; `models.load` turned it off
+    # the totals count all processes already
+    return TrlConfig(**settings, average_tokens_across_devices=False)
+
+
+def _dataset(rows: Sequence[SftRow]) -> datasets.Dataset:
+    columns: dict[str, Any] = {
+        "input_ids": [np.asarray(row.ids, dtype=np.int32) for row in rows],
+        "labels": [np.asarray(row.labels, dtype=np.int32) for row in rows],
+        running.ROW: list(range(len(rows))),
+    }
+    if is_packed(rows):
+        columns["seq_lengths"] = [row.lengths for row in rows]
+    return datasets.Dataset.from_dict(columns)
