@@ -34,10 +34,11 @@ from trl import DPOTrainer
 from train import models, running
 from train.config import DpoConfig
 from train.data import PairRow
-from train.dpo import ExactDPOTrainer, _arguments, _dataset
+from train.dpo import ExactDPOTrainer, _arguments
 from train.output import Output
 
 VOCAB, BATCH, MICRO = 2048, 16, 8
+IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 class OnIds(DPOTrainer):  # type: ignore[misc]
@@ -139,7 +140,7 @@ def stock(folder: str, rows: list[PairRow], out: Path, *, checkpointing: bool, p
         gradient_checkpointing=checkpointing, precompute_ref_log_probs=precompute, max_length=None,
         logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True, seed=0,
     )  # fmt: skip
-    data: datasets.Dataset = _dataset(rows, None).remove_columns(running.ROW)
+    data = datasets.Dataset.from_dict({name: [list(getattr(row, name)) for row in rows] for name in IDS})
     return _silent(OnIds(model=loaded(folder), args=args, train_dataset=data, processing_class=tokenizer()))
 
 

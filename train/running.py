@@ -125,13 +125,18 @@ class ExactRows:
         """What the means of the objective are divided by, of a collated micro-batch, shape (means,)."""
         raise NotImplementedError
 
+    def arranged(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The micro-batches that the rows of a step are trained in: as many, none of them lost."""
+        return batches
+
     def get_batch_samples(self: Any, *args: Any) -> Any:
         """Counts what the means over the whole batch are divided by."""
         batches, items = super().get_batch_samples(*args)  # type: ignore[misc]
+        batches = self.arranged(batches)
         self.stepping = False
         self._places = [place for batch in batches for place in batch[ROW].tolist()]
         if batches:
-            counts = torch.stack([self.counts(batch) for batch in batches]).sum(dim=0)
+            counts = torch.stack([self.counts(batch) for batch in batches if len(batch[ROW])]).sum(dim=0)
             counts = self.accelerator.gather(counts.to(self.accelerator.device)[None]).sum(dim=0)
             # gradients are averaged over processes, the objective is a sum over their shares
             self.totals = (counts / self.accelerator.num_processes).tolist()
