@@ -13,10 +13,14 @@ from gavel.errors import InputError
 from gavel.options import source_options
 from train.config import (
     CONSERVATIVE,
+    DIVERGENCES,
+    DIVERGING,
+    DRAWS,
     LOSSES,
     PRECISIONS,
     REFERENCES,
     SCHEDULES,
+    SHARING,
     SMOOTHED,
     DpoConfig,
     RewardConfig,
@@ -106,6 +110,28 @@ def _common(kind: type[TrainConfig], rows: str) -> Callable[[F], F]:
     )  # fmt: skip
 
 
+def _draw(kind: type[TrainConfig]) -> Callable[[F], F]:
+    return _setting(kind, "draw", "What is drawn at random. prompts: a prompt's pairs meet in a batch and "
+                    "share work; pairs: each by itself.", type=click.Choice(DRAWS))  # fmt: skip
+
+
+#: What DPO optimises, beside its loss.
+_objective: Callable[[F], F] = _all(
+    _setting(DpoConfig, "divergence", f"What holds the policy to the reference, for the losses "
+             f"{', '.join(DIVERGING)}.", type=click.Choice(DIVERGENCES)),
+    _setting(DpoConfig, "divergence_alpha", "Of alpha_divergence.", type=float),
+    _setting(DpoConfig, "discopop_tau", "Temperature of the loss discopop.", type=float),
+    _setting(DpoConfig, "ld_alpha", "LD-DPO: weight of what the longer completion has beyond the shorter "
+             "one's length, 0 to 1.", type=float),
+    click.option("--wpo", is_flag=True, help="WPO: weigh pairs by how likely the policy is to write them."),
+    _setting(DpoConfig, "router_aux", "Weight of a mixture-of-experts model's load balancing.  [default: as "
+             "its configuration says]", type=float),
+    _setting(DpoConfig, "sync_steps", "TR-DPO: steps after which the reference follows the policy; 0: never.",
+             type=int),
+    _setting(DpoConfig, "sync_mixup", "By what part of the way it follows.", type=float),
+)  # fmt: skip
+
+
 def _smoothing(kind: type[TrainConfig], losses: str) -> Callable[[F], F]:
     return _setting(
         kind,
@@ -152,7 +178,15 @@ def train() -> None: ...
     help=f"Train towards each pair's probability that chosen is better ({', '.join(CONSERVATIVE)}); "
     "where it has none, 1 less the label smoothing.",
 )
+@_objective
 @_common(DpoConfig, "pairs")
+@_draw(DpoConfig)
+@_setting(
+    DpoConfig,
+    "sharing",
+    "What pairs of a forward pass share; changes speed and memory, not results.",
+    type=click.Choice(SHARING),
+)
 @click.option("--merge", is_flag=True, help="Save the merged model, the adapter beside it.")
 @_setting(
     DpoConfig,
@@ -197,6 +231,7 @@ def dpo(**options: Any) -> None:
     RewardConfig, "held_out", "Share of the prompts kept from training and measured afterwards.", type=float
 )
 @_common(RewardConfig, "pairs")
+@_draw(RewardConfig)
 def reward(**options: Any) -> None:
     """Reads the pairs, trains, prints the summary and what held-out pairs say."""
     config = RewardConfig(**_given(RewardConfig, options))

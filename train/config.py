@@ -17,7 +17,7 @@ CONSERVATIVE = ("sigmoid", "sigmoid_norm")
 SMOOTHED = (*CONSERVATIVE, "robust", "exo_pair", "aot", "aot_unpaired")
 #: Those that compare pairs within a micro-batch, and so depend on its size and make-up.
 WITHIN_MICRO_BATCH = ("aot", "aot_unpaired")
-#: The divergences of TRL 1.16, and the losses that know more than the first (Wang et al. 2024, arXiv 2309.16240).
+#: The divergences of TRL 1.16 (Wang et al. 2024, arXiv 2309.16240); the losses that know more than the first.
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 DIVERGING = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
 #: Our name → transformers' name. Its "constant" would ignore the warm-up.
@@ -114,8 +114,8 @@ class PairConfig(TrainConfig):
     label_smoothing: the flip rate, how often a label is wrong, in [0, 0.5).
     soft_labels: trains towards each pair's own probability that chosen is better, and towards
         1 − label_smoothing where it has none.
-    draw: what the random order is one of. "prompts": a prompt's pairs follow one another, so that they meet in
-        a batch and share work; "pairs": each pair by itself.
+    draw: what is put in random order. "prompts": a prompt's pairs follow one another, so that they meet in a
+        batch and share work; "pairs": each pair by itself.
     """
 
     label_smoothing: float = 0.0
@@ -157,12 +157,12 @@ class DpoConfig(PairConfig):
     sharing: how far pairs of one micro-batch share work; less is done for a model that does not allow it.
     divergence: what holds the policy to the reference, one of DIVERGENCES. divergence_alpha: of the last.
     discopop_tau: temperature of the loss discopop (Lu et al. 2024, arXiv 2406.08414, eq. 5).
-    ld_alpha: weight of what the longer completion of a pair has beyond the shorter one's length (Liu et al. 2024,
-        arXiv 2409.06411); None: 1.
+    ld_alpha: weight of what the longer completion of a pair has beyond the shorter one's length (Liu et al.
+        2024, arXiv 2409.06411); None: 1.
     wpo: weighs each pair by how likely the policy is to write it (Zhou et al. 2024, arXiv 2406.11827, eq. 2).
     router_aux: weight of a mixture-of-experts model's load balancing; None: as its configuration says.
-    sync_steps: every so many optimiser steps the reference follows the policy, 0: never. sync_mixup: by what part
-        of the way (Gorbatovski et al. 2024, arXiv 2404.09656, eq. 3).
+    sync_steps: every so many optimiser steps the reference follows the policy, 0: never. sync_mixup: by what
+        part of the way (Gorbatovski et al. 2024, arXiv 2404.09656, eq. 3).
     """
 
     beta: float = 0.1
@@ -209,25 +209,26 @@ class DpoConfig(PairConfig):
 
     def _check_objective(self) -> None:
         """Refuses settings that do not go together."""
-        used = [name for name, weight in self.loss.items() if weight]
         rigid = [name for name in self.loss if name not in DIVERGING]
         _need("divergence", self.divergence == "reverse_kl" or not rigid,
-              f"the loss {', '.join(rigid)} knows reverse_kl alone; --loss may be {', '.join(DIVERGING)}")
+              f"{', '.join(rigid)} knows reverse_kl alone; --loss may be {', '.join(DIVERGING)}")  # fmt: skip
         _need("discopop_tau", self.discopop_tau > 0, "must be above 0")
         _need("ld_alpha", self.ld_alpha is None or 0 <= self.ld_alpha <= 1, "must be in [0, 1]")
         _need("ld_alpha", self.ld_alpha is None or self.reference != "samples",
-              "needs log-probabilities per token, and samples have their sums: --reference pass")
-        _need("wpo", not self.wpo or not any(name in used for name in WITHIN_MICRO_BATCH),
-              "aot and aot_unpaired sort pairs, their weights would be others'")
+              "needs log-probabilities per token, samples have their sums: --reference pass")  # fmt: skip
+        _need("wpo", not self.wpo or not any(name in self.loss for name in WITHIN_MICRO_BATCH),
+              "aot and aot_unpaired sort pairs, their weights would be others'")  # fmt: skip
         for name, value, plain in (("divergence", self.divergence, "reverse_kl"),
-                                   ("ld_alpha", self.ld_alpha, None), ("wpo", self.wpo, False)):
+                                   ("ld_alpha", self.ld_alpha, None), ("wpo", self.wpo, False)):  # fmt: skip
             _need(name, value == plain or not self.softened,
-                  "does not go with --soft-labels or a smoothed sigmoid, which are made for plain DPO")
+                  "does not go with soft labels or a smoothed sigmoid, made for plain DPO")  # fmt: skip
         _need("router_aux", self.router_aux is None or self.router_aux >= 0, "must not be negative")
         _need("sync_steps", self.sync_steps >= 0, "must not be negative")
         _need("sync_mixup", 0 < self.sync_mixup <= 1, "must be above 0 and at most 1")
         _need("sync_steps", not (self.sync_steps and self.lora_r),
-              "needs weights of its own to move, and with --lora-r the reference is the model without adapter")
+              "has no weights to move: with --lora-r the reference is the model without adapter")  # fmt: skip
+        _need("sync_steps", not self.sync_steps or self.reference in ("auto", "pass"),
+              "moves the reference, so that what the samples say of it soon is wrong")  # fmt: skip
 
     @property
     def softened(self) -> bool:

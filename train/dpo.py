@@ -176,7 +176,7 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
         return torch.stack(terms).sum()
 
     def log(self, logs: dict[str, float], *args: Any) -> None:
-        """TRL's metrics are means over micro-batches; here each counts for the pairs or tokens that it has."""
+        """TRL's metrics are means over micro-batches; here each counts by the pairs or tokens that it has."""
         for name, values in self._metrics["train"].items():
             if len(values) == len(self._sizes):
                 weights = [sizes[_COUNTED_BY.get(name, "pairs")] for sizes in self._sizes]

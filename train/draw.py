@@ -2,8 +2,8 @@
 
 `ByPrompt` keeps the pairs of a prompt together in the random order (`--draw prompts`), as Ouyang et al. 2022
 (arXiv 2203.02155, section 3.5) train on all comparisons of a prompt in one batch. `micro_batches` splits the
-batch of a step, which changes nothing in what is optimised: a micro-batch of m pairs is as many pairs as bring no
-more than the 2m sequences that m pairs bring at most.
+batch of a step, which changes nothing in what is optimised: a micro-batch of m pairs is as many pairs as
+bring no more than the 2m sequences that m pairs bring at most.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from train.unique import key_of
 
 
 def places(count: int) -> datasets.Dataset:
-    """A data set whose examples are rows' places alone: what is trained on is made of the rows themselves."""
+    """A data set of rows' places alone: what is trained on is made of the rows themselves."""
     return datasets.Dataset.from_dict({running.ROW: range(count)})
 
 
@@ -30,7 +30,7 @@ def bare(examples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class ByPrompt(running.ByLength):
-    """The random order that Trainer draws, the pairs of a prompt brought together where the first of them came,
+    """The random order that Trainer draws, a prompt's pairs brought together where the first of them came,
     and those of one optimiser step arranged in the micro-batches that share most.
 
     Args:
@@ -59,8 +59,8 @@ class ByPrompt(running.ByLength):
 def micro_batches(
     rows: Sequence[PairRow], places: Sequence[int], micro: int, merge: bool = True
 ) -> list[list[int]]:
-    """Splits pairs into micro-batches of at most 2 · micro unique sequences. Prompts go by length, the longest
-    first, and of the pairs of a prompt the one that brings the fewest new sequences.
+    """Splits pairs into micro-batches of at most 2 · micro unique sequences: prompts by length, the longest
+    first, and of a prompt's pairs always the one that brings the fewest new sequences.
 
     Args:
         places: which of the rows. merge: False counts two sequences for every pair.

@@ -1,14 +1,14 @@
 """Token sequences that begin alike, through an unmodified transformers model as one row without padding.
 
-A stem is what several sequences begin with, a leaf the rest of one of them. All stems and all leaves stand one
-after another in a row of N tokens, so that embeddings, projections and MLPs see each of them once. Only
-attention has to know that a leaf follows its stem and no other leaf, and transformers lets a function for that
-be registered by name and be handed what the model is called with (`AttentionInterface`): `attend`.
+A stem is what several sequences begin with, a leaf the rest of one of them. All stems and all leaves stand
+one after another in a row of N tokens, so that embeddings, projections and MLPs see each of them once. Only
+attention has to know that a leaf follows its stem and no other leaf; transformers lets a function for that
+be registered by name and hands it what the model is called with (`AttentionInterface`): `attend`.
 
     prompt A | prompt B | answer 1 of A | answer 2 of A | answer 1 of B
 
-`attend` takes the row apart into two padded batches, stems (causal) and leaves (each sees its stem and itself),
-and puts their outputs back. Its padding costs attention alone.
+`attend` takes the row apart into two padded batches, stems (causal) and leaves (each sees its stem and
+itself), and puts their outputs back. Its padding costs attention alone.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ _WITHOUT_EFFECT = {"position_ids", "position_embeddings", "past_key_values", "ca
                    "is_causal"}  # fmt: skip
 
 
+Masks = tuple[torch.Tensor | None, torch.Tensor]
+
+
 @dataclass(frozen=True)
 class Forest:
     """Stems and leaves as one row; U stems of up to S tokens, C leaves of up to R, N tokens in all.
@@ -45,15 +48,15 @@ class Forest:
     seen: torch.Tensor
     back: torch.Tensor
     before: int
-    _masks: dict[int | None, tuple[torch.Tensor | None, torch.Tensor]] = field(default_factory=dict, repr=False)
+    _masks: dict[int | None, Masks] = field(default_factory=dict, repr=False)
 
     def to(self, device: torch.device) -> Forest:
         moved = {name: value.to(device) for name, value in vars(self).items() if torch.is_tensor(value)}
         return replace(self, **moved, _masks={})
 
-    def masks(self, window: int | None) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Who may look at whom, (1, 1, S, S) for stems, None where they are plainly causal, and (C, 1, R, S + R)
-        for leaves. window: how many tokens back, itself included; None: all."""
+    def masks(self, window: int | None) -> Masks:
+        """Who may look at whom, (1, 1, S, S) for stems, None where they are plainly causal, and
+        (C, 1, R, S + R) for leaves. window: how many tokens back, itself included; None: all."""
         if window not in self._masks:
             longest, rest = self.stems.shape[1], self.leaves.shape[1]
             at = torch.arange(longest + rest, device=self.stems.device)
@@ -78,10 +81,10 @@ def plant(stems: Sequence[Sequence[int]], leaves: Sequence[tuple[int, Sequence[i
     for stem in stems:
         begins.append(begins[-1] + len(stem))
     starts = []
-    for stem, leaf in leaves:
+    for at, leaf in leaves:
         starts.append(len(ids))
         ids += leaf
-        positions += range(len(stems[stem]), len(stems[stem]) + len(leaf))
+        positions += range(len(stems[at]), len(stems[at]) + len(leaf))
     nowhere = len(ids)
     longest, rest = max(map(len, stems)), max(len(leaf) for _, leaf in leaves)
     stem_at = torch.full((len(stems), longest), nowhere)
@@ -89,14 +92,15 @@ def plant(stems: Sequence[Sequence[int]], leaves: Sequence[tuple[int, Sequence[i
     seen = torch.full((len(leaves), longest + rest), nowhere)
     for row, stem in enumerate(stems):
         stem_at[row, : len(stem)] = torch.arange(begins[row], begins[row + 1])
-    for row, (stem, leaf) in enumerate(leaves):
+    for row, (at, leaf) in enumerate(leaves):
         here = torch.arange(starts[row], starts[row] + len(leaf))
         leaf_at[row, : len(leaf)] = seen[row, longest : longest + len(leaf)] = here
-        seen[row, longest - len(stems[stem]) : longest] = torch.arange(begins[stem], begins[stem + 1])
+        seen[row, longest - len(stems[at]) : longest] = torch.arange(begins[at], begins[at + 1])
     padded = torch.cat([stem_at.flatten(), leaf_at.flatten()])
     back = torch.empty(nowhere + 1, dtype=torch.long)
     back[padded] = torch.arange(len(padded))
-    return Forest(torch.tensor([ids]), torch.tensor([positions]), stem_at, leaf_at, seen, back[:nowhere], before)
+    back = back[:nowhere]
+    return Forest(torch.tensor([ids]), torch.tensor([positions]), stem_at, leaf_at, seen, back, before)
 
 
 def attend(
@@ -135,7 +139,7 @@ def attend(
 
 
 def _flat(states: torch.Tensor) -> torch.Tensor:
-    """(1, heads, N, D) as rows of tokens, with one of zeros for those that are not there: (N + 1, heads · D)."""
+    """(1, heads, N, D) as rows of tokens, and one of zeros for those not there: (N + 1, heads · D)."""
     rows = states[0].transpose(0, 1).flatten(1)
     return torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
 
@@ -152,8 +156,8 @@ AttentionInterface.register(NAME, attend)
 
 
 def install(model: Any) -> Callable[[], None]:
-    """Lets a causal language model be called with `forest=`: its attention is `attend`, and of its last hidden
-    states only those of leaves are kept. Without a forest it cannot be called.
+    """Lets a causal language model be called with `forest=`: its attention is `attend`, and of its last
+    hidden states only those of leaves are kept. Without a forest it cannot be called.
 
     Returns: a function that undoes it.
 

@@ -1,5 +1,5 @@
-"""The reference: its log-probabilities from the samples where an audit agrees, else by a pass; or a model that
-follows the policy (`Moving`).
+"""The reference: its log-probabilities from the samples where an audit agrees, else by a pass; or a model
+that follows the policy (`Moving`).
 
 DPO compares the policy with the model that it started from. When that model is the sampler, its
 log-probabilities came with the samples. They serve if the engine that sampled and the trainer compute

@@ -28,8 +28,8 @@ _FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")
 class Unique:
     """The sequences of some pairs, each once.
 
-    prompts: token ids. completions: the prompt that each answers, and its token ids. sides: the completion that
-    is chosen in each pair, then the one rejected in each, (2 · pairs,).
+    prompts: token ids. completions: the prompt that each answers, and its token ids. sides: the completion
+    that is chosen in each pair, then the one rejected in each, (2 · pairs,).
     """
 
     prompts: list[Sequence[int]]
@@ -60,8 +60,8 @@ class Unique:
         return [len(self.prompts[prompt]) + len(ids) for prompt, ids in self.completions]
 
     def spread(self) -> torch.Tensor:
-        """For each pair's chosen, then rejected completion, where its tokens stand when those of all completions
-        follow one another; one past the end where it has no more: (2 · pairs, R)."""
+        """For each pair's chosen, then rejected completion, where its tokens stand when those of all
+        completions follow one another; one past the end where it has no more: (2 · pairs, R)."""
         lengths = torch.tensor([len(ids) for _, ids in self.completions])
         step = torch.arange(int(lengths.max()))
         places = (lengths.cumsum(0) - lengths)[:, None] + step
@@ -110,8 +110,8 @@ class Scored:
 
 
 def by_prompts(model: Any, unique: Unique, device: torch.device) -> tuple[Any, Any]:
-    """TRL's output for the tokens of completions, one after another, and the index of these in its fields. The
-    model needs `forest.install`."""
+    """TRL's output for the tokens of completions, one after another, and the index of these in its fields.
+    The model needs `forest.install`."""
     # a leaf predicts its completion: it begins with the prompt's last token and lacks the completion's own
     grown = forest.plant(
         [ids[:-1] for ids in unique.prompts],
