@@ -307,6 +307,19 @@ def test_a_pair_without_a_margin_is_an_error(model: str, tmp_path: Path) -> None
 
 
 @pytest.mark.engine
+def test_other_margins_are_another_plan_where_they_are_read(model: str, tmp_path: Path) -> None:
+    from train.reward import train_reward
+
+    rows = labelled(8)
+    other = [replace(row, margin=3.0) for row in rows]
+    for name, scale in (("read", 1.0), ("not read", 0.0)):
+        train_reward(settings(model, margin_scale=scale), rows, tmp_path / name)
+    with pytest.raises(InputError, match="data: was"):
+        train_reward(settings(model, margin_scale=1.0), other, tmp_path / "read")
+    train_reward(settings(model), other, tmp_path / "not read")  # finished already
+
+
+@pytest.mark.engine
 def test_vllm_and_transformers_agree_on_what_was_trained(
     tiny: Tiny, engines: Engines, tmp_path: Path
 ) -> None:

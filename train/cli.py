@@ -188,6 +188,7 @@ def train() -> None: ...
     type=click.Choice(SHARING),
 )
 @click.option("--merge", is_flag=True, help="Save the merged model, the adapter beside it.")
+@click.option("--qlora", is_flag=True, help="Keep the weights under the adapter in 4 bits (bitsandbytes).")
 @_setting(
     DpoConfig,
     "reference",

@@ -135,6 +135,11 @@ class PairConfig(TrainConfig):
         """Whether training aims at probabilities instead of certain labels."""
         return self.soft_labels or self.label_smoothing > 0
 
+    @property
+    def reads_margins(self) -> bool:
+        """Whether the pairs' own margins shape what is learned."""
+        return False
+
     def shaping(self) -> dict[str, Any]:
         shaped = super().shaping()
         if self.draw == "pairs":  # as all were drawn once: those plans must still be met
@@ -149,7 +154,7 @@ class DpoConfig(PairConfig):
 
     loss: TRL loss type → weight. "sft" is the negative log-likelihood of the chosen completions.
     label_smoothing: for the losses in SMOOTHED. soft_labels: for those in CONSERVATIVE.
-    merge: save the merged model, with the adapter beside it.
+    merge: save the merged model, with the adapter beside it. qlora: the weights under it have 4 bits.
     reference: where the reference's log-probabilities come from. "auto": from the samples if an audit
         agrees, else a pass of the model over the data. "samples": the same, but an audit that
         disagrees is an error. "pass": always a pass.
@@ -168,6 +173,7 @@ class DpoConfig(PairConfig):
     beta: float = 0.1
     loss: Mapping[str, float] = field(default_factory=lambda: {"sigmoid": 1.0})
     merge: bool = False
+    qlora: bool = False
     reference: str = "auto"
     audit_rows: int = 16
     sharing: str = "prompts"
@@ -192,7 +198,11 @@ class DpoConfig(PairConfig):
             _need(name, getattr(self, name) in known, f"must be one of {', '.join(known)}")
         self._check_labels()
         self._check_objective()
-        _need("merge", not self.merge or self.lora_r > 0, "needs --lora-r")
+        for name in ("merge", "qlora"):
+            _need(name, not getattr(self, name) or self.lora_r > 0, "needs --lora-r")
+        _need(
+            "merge", not (self.merge and self.qlora), "needs whole weights, and with --qlora they have 4 bits"
+        )
 
     def _check_labels(self) -> None:
         """Refuses what a loss would not heed."""
@@ -249,7 +259,7 @@ class DpoConfig(PairConfig):
 
 #: Settings that plans name where they are not at their defaults.
 _LATER = ("divergence", "divergence_alpha", "discopop_tau", "ld_alpha", "wpo", "router_aux", "sync_steps",
-          "sync_mixup")  # fmt: skip
+          "sync_mixup", "qlora")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,6 +286,10 @@ class RewardConfig(PairConfig):
         _need("held_out", 0 <= self.held_out < 1, "must be a share below 1")
         _need("margin_scale", not (self.margin_scale and self.softened),
               "says how sure a label is, as --soft-labels and --label-smoothing do: give one")  # fmt: skip
+
+    @property
+    def reads_margins(self) -> bool:
+        return self.margin_scale > 0
 
 
 def _divisor(number: int, most: int) -> int:

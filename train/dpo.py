@@ -29,6 +29,7 @@ from trl import DPOConfig as TrlConfig
 from trl import DPOTrainer
 
 from gavel.command import say
+from gavel.errors import InputError
 from train import draw, models, running, soft
 from train.config import CONSERVATIVE, WITHIN_MICRO_BATCH, DpoConfig
 from train.data import PairRow
@@ -225,8 +226,8 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
 
         # 1. the model that training starts from, which is the reference as well
         def make(config: DpoConfig, callbacks: list[Any]) -> ExactDPOTrainer:
-            loaded = models.load(config.model, begun.dtype, config.trust_remote_code)
-            models.check_targets(loaded.model, config.lora_targets)
+            loaded = models.load(config.model, begun.dtype, config.trust_remote_code, config.qlora)
+            _check_model(config, loaded.model)
             return ExactDPOTrainer(
                 config, rows, precision, loaded, targets.p if targets else None,
                 args=_arguments(config, precision, output), processing_class=begun.tokenizer.hf,
@@ -250,6 +251,18 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
         }  # fmt: skip
         output.finish(summary)
         return summary
+
+
+def _check_model(config: DpoConfig, model: Any) -> None:
+    """Refuses settings that do not suit the model."""
+    models.check_targets(model, config.lora_targets)
+    head = next((n for n, m in model.named_modules() if m is model.get_output_embeddings()), None)
+    for target in config.lora_targets:
+        if f".{head}".endswith(f".{target}"):
+            raise InputError(f"{target} is the head, which DPO reads itself and not through an adapter",
+                             where="--lora-target")  # fmt: skip
+    if config.router_aux and not hasattr(model.config.get_text_config(), "output_router_logits"):
+        raise InputError(f"{type(model).__name__} has no router", where="--router-aux")
 
 
 def _arguments(config: DpoConfig, precision: str, output: Output) -> TrlConfig:

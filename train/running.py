@@ -237,8 +237,8 @@ def begin(stage: str, config: PairConfig, rows: Sequence[PairRow], out: str | Pa
     """
     precision = resolve(config.precision)
     plan = {"stage": stage, "config": config.shaping() | {"precision": precision},
-            "weights": weights_version(config.model), "data": data_version(rows, config.soft_labels),
-            "pairs": len(rows)}  # fmt: skip
+            "weights": weights_version(config.model), "pairs": len(rows),
+            "data": data_version(rows, config.soft_labels, config.reads_margins)}  # fmt: skip
     with Output.open(out) as output:
         finished = output.begin(plan)
         if finished is not None:
