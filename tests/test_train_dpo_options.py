@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,11 @@ def test_what_does_not_suit_the_model_is_refused(model: str, tmp_path: Path) -> 
 
 
 def test_the_reference_follows_the_policy(model: str, tmp_path: Path) -> None:
-    """With the whole way after every step the reference is the policy of the step before: margins are those of
-    one step, and the first of each is 0."""
+    """Going the whole way after every step it is the policy before the step: all margins are 0."""
     from train.dpo import train_dpo
 
     rows, base = planted(32), settings(model, loss={"sigmoid": 1.0}, learning_rate=3e-3)
-    summary = train_dpo(settings(model, loss={"sigmoid": 1.0}, learning_rate=3e-3, sync_steps=1, sync_mixup=1.0),
-                        rows, tmp_path / "moving")  # fmt: skip
+    summary = train_dpo(replace(base, sync_steps=1, sync_mixup=1.0), rows, tmp_path / "moving")
     train_dpo(base, rows, tmp_path / "still")
     assert summary["reference"] == "moving"
     moving, still = (steps_of(tmp_path / name) for name in ("moving", "still"))

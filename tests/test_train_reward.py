@@ -229,7 +229,7 @@ def test_a_planted_preference_is_learned_and_measured(model: str, tmp_path: Path
 
     rows = planted(160)
     summary = train_reward(
-        settings(model, epochs=3, learning_rate=3e-3, held_out=0.2), rows, tmp_path / "out"
+        settings(model, epochs=4, learning_rate=3e-3, held_out=0.2), rows, tmp_path / "out"
     )
     assert summary["pairs"] + summary["held_out"]["n"] == 160 and summary["held_out"]["n"] >= 31  # by prompt
     assert summary["held_out"]["accuracy"] > 0.95
@@ -250,7 +250,7 @@ def test_shuffled_labels_teach_nothing(model: str, tmp_path: Path) -> None:
         for i, row in enumerate(planted(160))
     ]
     summary = train_reward(
-        settings(model, epochs=3, learning_rate=3e-3, held_out=0.2), rows, tmp_path / "out"
+        settings(model, epochs=4, learning_rate=3e-3, held_out=0.2), rows, tmp_path / "out"
     )
     assert 0.2 < summary["held_out"]["accuracy"] < 0.8
 

@@ -390,3 +390,42 @@ def test_plans_from_before_still_resume_with_pairs_drawn_one_by_one(model: str) 
     assert settings(model).shaping()["draw"] == "prompts"
     assert "sharing" not in settings(model).shaping() and "wpo" not in settings(model).shaping()
     assert settings(model, wpo=True).shaping()["wpo"] is True
+
+
+# reward models
+
+
+def test_a_reward_model_reads_each_completion_once(model: str, tmp_path: Path) -> None:
+    """All pairs of 8 completions, and the gradient of plain Bradley-Terry with margins and targets."""
+    import torch
+    from torch.nn.functional import logsigmoid
+
+    from gavel.tokenizer import HfTokenizer
+    from train import models
+    from train.config import RewardConfig
+    from train.output import Output
+    from train.reward import ExactRewardTrainer, _arguments
+
+    rows = [replace(row, margin=0.1 * i) for i, row in enumerate(prompts_with([2, 8])[1:])]
+    config = RewardConfig(model=model, batch_size=28, micro_batch=14, precision="fp32", margin_scale=0.5)
+    tokenizer = HfTokenizer.load(model)
+    loaded = models.load_reward(model, tokenizer, torch.float32)
+    trainer = ExactRewardTrainer(config, rows, loaded, [0.8] * 28, args=_arguments(config, "fp32",
+                                 Output(tmp_path)), processing_class=tokenizer.hf)  # fmt: skip
+    read = Read(trainer)
+    found = gradients(trainer, list(range(28)))
+    assert [shape[0] for shape in read.shapes] == [8]
+
+    def reward(ids: list[int]) -> Any:
+        net = trainer.model
+        hidden = net.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+        return net.score(hidden)[0]
+
+    losses = []
+    for row in rows:
+        u = (reward([*row.prompt_ids, *row.chosen_ids]) - reward([*row.prompt_ids, *row.rejected_ids])
+             - 0.5 * row.margin)  # fmt: skip
+        losses.append(-0.8 * logsigmoid(u) - 0.2 * logsigmoid(-u))
+    trainer.model.zero_grad()
+    torch.stack(losses).mean().backward()
+    assert_equal(found, {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None})

@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.functional import pad
 from trl import DPOConfig as TrlConfig
@@ -40,9 +39,10 @@ from train.unique import Scored, Unique, by_prompts, by_rows, try_prompts
 
 _SHOWN = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
 _UNIQUE = "unique"  # of a micro-batch: its sequences
-#: Metrics that are means over tokens, not over pairs.
+#: Metrics that are means over tokens, and over which; the others are means over pairs.
 _COUNTED_BY = {"entropy": "tokens", "logits/chosen": "chosen", "logits/rejected": "rejected",
                "mean_token_accuracy": "chosen"}  # fmt: skip
+_P_CHOSEN = "p_chosen"  # of a micro-batch: its targets
 
 __all__ = ["DpoConfig", "ExactDPOTrainer", "train_dpo"]
 
@@ -72,7 +72,8 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
         self.together = config.draw == "prompts"
         self._weights = dict(config.loss)
         self._aux_coef: float = self.router_aux_loss_coef
-        self._sizes: list[dict[str, float]] = []  # of the micro-batches since the last log
+        self.sizes = []
+        self.counted_by = _COUNTED_BY
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """TRL calls it once the model is ready. What it gives is kept here, not in the data."""
@@ -138,7 +139,7 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
             for side, values in (("chosen", self.reference.chosen), ("rejected", self.reference.rejected)):
                 batch[f"ref_{side}_logps"] = torch.tensor([values[place] for place in places])
         if self._targets is not None:
-            batch[soft.COLUMN] = torch.tensor([self._targets[place] for place in places])
+            batch[_P_CHOSEN] = torch.tensor([self._targets[place] for place in places])
         return batch
 
     def counts(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -154,7 +155,7 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
         self.loss_weights = [self._weights[k] * {"sft": tokens}.get(k, pairs) for k in self.loss_types]
         self.router_aux_loss_coef: float = self._aux_coef * pairs
         given = dict(inputs)
-        places, p_chosen = given.pop(running.ROW), given.pop(soft.COLUMN, None)
+        places, p_chosen = given.pop(running.ROW), given.pop(_P_CHOSEN, None)
         if self._moving is not None:
             reference = self._scored(self._moving.model, dict(given))
             both = self.compute_ref_log_probs(reference, given)
@@ -163,7 +164,7 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
         loss = super().compute_loss(scored, given, *args, **kwargs)
         if p_chosen is not None:
             loss = loss + self._flip_terms(scored, given, p_chosen)
-        self._sizes.append(_sizes(given["completion_mask"]))
+        self.sizes.append(_sizes(given["completion_mask"]))
         return self.finite(loss, places)
 
     def _flip_terms(self, scored: Scored, batch: dict[str, Any], p_chosen: torch.Tensor) -> Any:
@@ -175,15 +176,6 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
             if loss in CONSERVATIVE
         ]
         return torch.stack(terms).sum()
-
-    def log(self, logs: dict[str, float], *args: Any) -> None:
-        """TRL's metrics are means over micro-batches; here each counts by the pairs or tokens that it has."""
-        for name, values in self._metrics["train"].items():
-            if len(values) == len(self._sizes):
-                weights = [sizes[_COUNTED_BY.get(name, "pairs")] for sizes in self._sizes]
-                values[:] = [float(np.average(values, weights=weights))]
-        self._sizes.clear()
-        super().log(logs, *args)
 
     def _save_checkpoint(self, *args: Any) -> None:
         super()._save_checkpoint(*args)

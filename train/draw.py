@@ -8,10 +8,12 @@ bring no more than the 2m sequences that m pairs bring at most.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 
 from train import running
@@ -92,11 +94,14 @@ class SharedPairs(running.ExactRows):
 
     Attributes:
         together: whether the pairs of a prompt are drawn together. merge: whether completions that pairs have
-            in common go through the model once.
+            in common go through the model once. sizes: of the micro-batches since the last log, what their
+            metrics are means over. counted_by: which of the sizes, of metrics that are no means over pairs.
     """
 
     together = True
     merge = True
+    sizes: list[dict[str, float]]
+    counted_by: Mapping[str, str] = MappingProxyType({})
 
     def _get_train_sampler(self: Any, *args: Any) -> Any:
         if not self.by_length:
@@ -123,6 +128,15 @@ class SharedPairs(running.ExactRows):
         if not len(inputs[running.ROW]):
             return torch.zeros((), device=self.args.device)
         return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def log(self: Any, logs: dict[str, float], *args: Any) -> None:
+        """TRL's metrics are means over micro-batches; here each counts by what it has."""
+        for name, values in self._metrics["train"].items():
+            if len(values) == len(self.sizes):
+                weights = [sizes[self.counted_by.get(name, "pairs")] for sizes in self.sizes]
+                values[:] = [float(np.average(values, weights=weights))]
+        self.sizes.clear()
+        super().log(logs, *args)  # type: ignore[misc]
 
 
 _EMPTY = {running.ROW: torch.empty(0, dtype=torch.long)}

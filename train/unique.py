@@ -67,10 +67,10 @@ class Unique:
         places = (lengths.cumsum(0) - lengths)[:, None] + step
         return places.masked_fill(step >= lengths[:, None], int(lengths.sum()))[self.sides]
 
-    def padded(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def padded(self, pad: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """Whole sequences and which of their places hold a token, each (C, T)."""
         whole = [torch.tensor([*self.prompts[prompt], *ids]) for prompt, ids in self.completions]
-        input_ids = pad_sequence(whole, batch_first=True)
+        input_ids = pad_sequence(whole, batch_first=True, padding_value=pad)
         return input_ids, torch.arange(input_ids.shape[1]) < torch.tensor(self.lengths)[:, None]
 
 
