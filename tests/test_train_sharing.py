@@ -429,3 +429,14 @@ def test_a_reward_model_reads_each_completion_once(model: str, tmp_path: Path) -
     trainer.model.zero_grad()
     torch.stack(losses).mean().backward()
     assert_equal(found, {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None})
+
+
+def test_all_pairs_of_many_completions_fill_micro_batches() -> None:
+    """32 completions, 16 sequences at a time: at most one micro-batch for each two of 4 blocks, themselves
+    included; in the order of the completions it would be 30."""
+    from train.draw import micro_batches
+
+    rows = prompts_with([2, 32])[1:]
+    split = micro_batches(rows, range(len(rows)), 8)
+    assert len(rows) > 480 and len(split) <= 10
+    assert [len(places) for places in micro_batches(prompts_with([8]), range(28), 8)] == [28]

@@ -10,13 +10,15 @@ The objective of one optimiser step over a batch of B pairs (Rafailov et al. 202
     Σ_k w_k · 1/B · Σ_pairs loss_k(pair)  +  w_sft · −1/T · Σ_pairs Σ_t log π(chosen_t),
 
 T being the number of chosen completion tokens in the whole batch. TRL takes both means over each
-micro-batch. "aot", "aot_unpaired" and "bco_pair" compare pairs within a micro-batch, so they alone
-still depend on it. With soft labels or label smoothing "sigmoid" and "sigmoid_norm" aim at
-probabilities (`train.soft`); TRL's own read neither.
+micro-batch. "aot" and "aot_unpaired" compare pairs within a micro-batch, so they alone still depend on
+it. With soft labels or label smoothing "sigmoid" and "sigmoid_norm" aim at probabilities (`train.soft`);
+TRL's own read neither. Where pairs share completions or prompts, these go through the model once
+(`train.unique`): TRL's loss is handed the log-probabilities in place of a model.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +37,7 @@ from train.data import PairRow
 from train.draw import SharedPairs
 from train.output import Output
 from train.reference import TOLERANCE, Moving, Reference, reference_logps
-from train.unique import Scored, Unique, by_prompts, by_rows, try_prompts
+from train.unique import Scored, Unique, by_prompts, by_rows, key_of, try_prompts
 
 _SHOWN = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
 _UNIQUE = "unique"  # of a micro-batch: its sequences
@@ -99,12 +101,19 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
         else:
             model = self.accelerator.unwrap_model(self.model)
             base = model.get_base_model() if self._config.lora_r else model
-            count = min(2, len(self.rows))
-            why = try_prompts(base, self.rows[:count], self.accelerator.device, TOLERANCE[self._precision])
+            why = try_prompts(base, self._longest(), self.accelerator.device, TOLERANCE[self._precision])
         if why is None:
             return "prompts", by_prompts
         say(f"prompts go through the model once for each completion: {why}")
         return "completions", by_rows
+
+    def _longest(self) -> list[PairRow]:
+        """The pairs that would show whatever a model does only in long sequences: the longest, and where a
+        micro-batch may hold it the longest with another prompt."""
+        by_length = sorted(self.rows, key=lambda row: -row.length)
+        first = by_length[0]
+        others = (row for row in by_length if key_of(row.prompt_ids) != key_of(first.prompt_ids))
+        return [first, *([] if self._config.micro_batch_size == 1 else itertools.islice(others, 1))]
 
     def _pass(self, rows: Sequence[PairRow]) -> tuple[torch.Tensor, torch.Tensor]:
         """Reference log-probabilities of rows."""

@@ -62,7 +62,7 @@ def micro_batches(
     rows: Sequence[PairRow], places: Sequence[int], micro: int, merge: bool = True
 ) -> list[list[int]]:
     """Splits pairs into micro-batches of at most 2 · micro unique sequences: prompts by length, the longest
-    first, and of a prompt's pairs always the one that brings the fewest new sequences.
+    first, and a prompt's pairs by blocks of `micro` completions, so that all pairs between two blocks fit.
 
     Args:
         places: which of the rows. merge: False counts two sequences for every pair.
@@ -73,20 +73,29 @@ def micro_batches(
     split: list[list[int]] = []
     room = 0
     for group in prompts.values():
-        sides = {p: {key_of(rows[p].chosen_ids), key_of(rows[p].rejected_ids)} for p in group}
-        here: set[bytes] = set()  # completions of this prompt in the micro-batch under way
-        while sides:
-            place = min(sides, key=lambda p: len(sides[p] - here)) if merge else next(iter(sides))
-            new = sides[place] - here
-            if len(new) > room:
+        numbers: dict[Any, int] = {}  # of this prompt's completions
+        named: dict[int, tuple[int, int]] = {}  # by each pair, the lower number first
+        for place in group:
+            both = (rows[place].chosen_ids, rows[place].rejected_ids)
+            keys = [key_of(ids) if merge else (place, side) for side, ids in enumerate(both)]
+            low, high = sorted(numbers.setdefault(key, len(numbers)) for key in keys)
+            named[place] = low, high
+        here: set[int] = set()  # completions of this prompt in the micro-batch under way
+        for place in sorted(named, key=lambda place: _block(named[place], micro)):
+            low, high = named[place]
+            if len({low, high} - here) > room:
                 split.append([])
-                place = next(iter(sides))
-                here, new, room = set(), sides[place], 2 * micro
+                here, room = set(), 2 * micro
             split[-1].append(place)
-            room -= len(new) if merge else 2
-            here |= new if merge else set()
-            del sides[place]
+            room -= len({low, high} - here)
+            here |= {low, high}
     return split
+
+
+def _block(both: tuple[int, int], size: int) -> tuple[int, ...]:
+    """Where two completions of a prompt stand: by their blocks, then by themselves."""
+    low, high = both
+    return high // size, low // size, high, low
 
 
 class SharedPairs(running.ExactRows):
