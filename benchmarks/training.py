@@ -1,4 +1,4 @@
-"""Pairs per second of processor time, and peak memory, of DPO: gavel's trainer against TRL's own, at its defaults and tuned.
+"""Pairs per second and peak memory of DPO: gavel's trainer against TRL's own, at its defaults and tuned.
 
     python -P benchmarks/training.py [--pairs 112] [--cases one four all] [--repeats 3] [--threads 1] [--bf16]
 
@@ -7,10 +7,10 @@ about 100 tokens and completions of 8 to 160, the same ids and seed. Cases: one 
 eight completions), all 28 of eight completions. TRL's defaults: gradient checkpointing, the reference in
 every step. Tuned: no checkpointing, the reference's log-probabilities computed once before.
 
-Processor time, as other work takes turns with it on a shared machine; with one thread it is what the clock
-would say on a free one. The sides take turns. "all" has the making of the trainer in it, and with it the reference pass; "train" is
-the training alone. Gradients are those of one batch of 16 pairs, a mean over its pairs on both sides. Memory
-is measured in a process a side: the most that training held beyond what was held before its first step.
+Seconds are processor time, as a machine may be shared; with one thread that is what the clock says on a free
+one. The sides take turns. "all" has the making of the trainer in it, and with it the reference pass; "train"
+is the training alone. Gradients are those of one batch of 16 pairs, a mean over its pairs on both sides.
+Memory is measured in a process a side: the most that training held beyond what it held at its first step.
 """
 
 from __future__ import annotations
