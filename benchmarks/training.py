@@ -1,19 +1,27 @@
-"""Pairs per second of DPO: gavel's trainer against TRL's own, at its defaults and tuned.
+"""Pairs per second and peak memory of DPO: gavel's trainer against TRL's own, at its defaults and tuned.
 
-    python -P benchmarks/training.py [--pairs 256] [--per-prompt 4] [--repeats 3] [--threads 1]
+    python -P benchmarks/training.py [--pairs 112] [--cases one four all] [--repeats 3] [--threads 1] [--bf16]
 
-A random Llama of 3.3 M parameters, float32 on all sides, prompts of about 100 tokens and completions of 8
-to 160, the same ids, batches and seed. TRL's defaults: gradient checkpointing, the reference in every step.
-Tuned: no checkpointing, the reference's log-probabilities computed once before. The sides take turns; "all"
-has the making of the trainer in it, and with it the reference pass; "train" is the training alone.
+A random Llama of 3.3 M parameters, one precision on all sides (float32 unless asked otherwise), prompts of
+about 100 tokens and completions of 8 to 160, the same ids and seed. Cases: one pair a prompt, four (of
+eight completions), all 28 of eight completions. TRL's defaults: gradient checkpointing, the reference in
+every step. Tuned: no checkpointing, the reference's log-probabilities computed once before.
+
+Seconds are processor time, as a machine may be shared; with one thread that is what the clock says on a free
+one. The sides take turns. "all" has the making of the trainer in it, and with it the reference pass; "train"
+is the training alone. Gradients are those of one batch of 16 pairs, a mean over its pairs on both sides.
+Memory is measured in a process a side: the most that training held beyond what it held at its first step.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 import datasets
 import torch
@@ -34,10 +43,14 @@ from trl import DPOTrainer
 from train import models, running
 from train.config import DpoConfig
 from train.data import PairRow
-from train.dpo import ExactDPOTrainer, _arguments, _dataset
+from train.dpo import ExactDPOTrainer, _arguments
 from train.output import Output
 
 VOCAB, BATCH, MICRO = 2048, 16, 8
+IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+CASES = {"one": 1, "four": 4, "all": 28}  # pairs a prompt
+TIMED = ("TRL", "TRL tuned", "gavel")
+Side = Callable[[Path], Any]
 
 
 class OnIds(DPOTrainer):  # type: ignore[misc]
@@ -49,52 +62,105 @@ class OnIds(DPOTrainer):  # type: ignore[misc]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=256)
-    parser.add_argument("--per-prompt", type=int, default=4)
+    parser.add_argument("--pairs", type=int, default=112)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # a side, in a process of its own
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     running.quiet()
-    rows = pairs(options.pairs, options.per_prompt)
     with tempfile.TemporaryDirectory() as folder:
         save_model(folder)
-        compare(folder, rows, options)
+        for case in options.cases:
+            rows = pairs(options.pairs, CASES[case])
+            sides = sides_of(folder, rows, "bf16" if options.bf16 else "fp32")
+            if options.memory_of:
+                print(held(sides[options.memory_of]))
+                continue
+            tokens = sum(2 * len(r.prompt_ids) + len(r.chosen_ids) + len(r.rejected_ids) for r in rows)
+            print(f"{len(rows)} pairs, {CASES[case]} per prompt, {tokens / len(rows):.0f} tokens each")
+            compare({name: sides[name] for name in TIMED}, len(rows), options.repeats)
+            if not options.bf16:
+                print(f"gradients of gavel and TRL tuned differ by at most {apart(sides):.1e} of the largest")
+            for name in sides:
+                print(f"{name:18} {memory(name, case, options):5.0f} MB")
 
 
-def compare(folder: str, rows: list[PairRow], options: argparse.Namespace) -> None:
-    sides: dict[str, Callable[[Path], Any]] = {
-        "TRL": lambda out: stock(folder, rows, out, checkpointing=True, precompute=False),
-        "TRL tuned": lambda out: stock(folder, rows, out, checkpointing=False, precompute=True),
-        "gavel": lambda out: exact(folder, rows, out),
+def sides_of(folder: str, rows: list[PairRow], precision: str) -> dict[str, Side]:
+    return {
+        "TRL": lambda out: stock(folder, rows, out, precision, checkpointing=True, precompute=False),
+        "TRL tuned": lambda out: stock(folder, rows, out, precision, checkpointing=False, precompute=True),
+        "gavel": lambda out: exact(folder, rows, out, precision, checkpointing=False),
+        "gavel checkpointed": lambda out: exact(folder, rows, out, precision, checkpointing=True),
     }
+
+
+def compare(sides: dict[str, Side], count: int, repeats: int) -> None:
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    losses: dict[str, list[float]] = {}
-    for _ in range(options.repeats):
+    for _ in range(repeats):
         for name, make in sides.items():
             with tempfile.TemporaryDirectory() as out:
-                started = time.perf_counter()
+                started = time.process_time()
                 trainer = make(Path(out))
-                made = time.perf_counter()
+                made = time.process_time()
                 trainer.train()
-                ended = time.perf_counter()
+                ended = time.process_time()
             spent[name].append((ended - started, ended - made))
-            losses[name] = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    tokens = sum(len(r.prompt_ids) * 2 + len(r.chosen_ids) + len(r.rejected_ids) for r in rows) / len(rows)
-    print(f"{len(rows)} pairs, {options.per_prompt} per prompt, {tokens:.0f} tokens each")
     for name, times in spent.items():
-        whole, alone = (statistics.median(len(rows) / t[i] for t in times) for i in (0, 1))
-        print(f"{name:10} {whole:6.2f} pairs/s all, {alone:6.2f} train", end="")
+        whole, alone = (statistics.median(count / t[i] for t in times) for i in (0, 1))
+        print(f"{name:18} {whole:6.2f} pairs/s all, {alone:6.2f} train", end="")
         for other in ("TRL", "TRL tuned"):
             ratio = statistics.median(o[0] / t[0] for o, t in zip(spent[other], times, strict=True))
             alone = statistics.median(o[1] / t[1] for o, t in zip(spent[other], times, strict=True))
             print(f"; {ratio:.2f} and {alone:.2f} x {other}", end="")
-        print()
-    apart = max(abs(a - b) for a, b in zip(losses["TRL tuned"], losses["gavel"], strict=True))
-    print(f"losses of gavel and TRL tuned differ by at most {apart:.1e}")
+        print(flush=True)
+
+
+def apart(sides: dict[str, Side]) -> float:
+    """How far the gradients of one batch are apart, as a part of the largest."""
+    found = []
+    with tempfile.TemporaryDirectory() as out:
+        theirs, ours = (sides[name](Path(out)) for name in ("TRL tuned", "gavel"))
+    theirs.compute_loss(
+        theirs.model, theirs.data_collator([theirs.train_dataset[i] for i in range(BATCH)])
+    ).backward()
+    drawn = [{running.ROW: torch.arange(at, at + MICRO)} for at in range(0, BATCH, MICRO)]
+    batches, _ = ours.get_batch_samples(iter(drawn), len(drawn), ours.args.device)
+    for batch in batches:
+        if len(batch[running.ROW]):
+            ours.compute_loss(ours.model, batch).backward()
+    for p, q in zip(theirs.model.parameters(), ours.model.parameters(), strict=True):
+        found.append((float((p.grad - q.grad).abs().max()), float(p.grad.abs().max())))
+    return max(a for a, _ in found) / max(b for _, b in found)
+
+
+def memory(side: str, case: str, options: argparse.Namespace) -> float:
+    """MB that training held at most, beyond what was held when it began."""
+    command = [sys.executable, "-P", __file__, "--memory-of", side, "--cases", case,
+               "--pairs", str(options.pairs), "--threads", str(options.threads),
+               *(["--bf16"] if options.bf16 else [])]  # fmt: skip
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def held(make: Side) -> float:
+    with tempfile.TemporaryDirectory() as out:
+        trainer = make(Path(out))
+        before = _status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        trainer.train()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(name: str) -> float:
+    """kB, of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def pairs(count: int, per_prompt: int) -> list[PairRow]:
+    """So many pairs of each prompt: of two completions each, or all there are of eight."""
     draw = random.Random(0)
 
     def ids(low: int, high: int) -> list[int]:
@@ -103,11 +169,13 @@ def pairs(count: int, per_prompt: int) -> list[PairRow]:
     rows: list[PairRow] = []
     while len(rows) < count:
         prompt = ids(80, 120)
+        answers = [[*ids(8, 160), 1] for _ in range(min(2 * per_prompt, 8))]
+        disjoint = zip(answers[::2], answers[1::2], strict=True)
+        both = itertools.combinations(answers, 2) if per_prompt == 28 else disjoint
         rows += [
-            PairRow(prompt_ids=prompt, chosen_ids=[*ids(8, 160), 1], rejected_ids=[*ids(8, 160), 1],
-                    pair_id=str(len(rows) + i))
-            for i in range(per_prompt)
-        ]  # fmt: skip
+            PairRow(prompt_ids=prompt, chosen_ids=a, rejected_ids=b, pair_id=str(len(rows) + i))
+            for i, (a, b) in enumerate(both)
+        ]
     return rows[:count]
 
 
@@ -132,26 +200,29 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def stock(folder: str, rows: list[PairRow], out: Path, *, checkpointing: bool, precompute: bool) -> Any:
+def stock(
+    folder: str, rows: list[PairRow], out: Path, precision: str, *, checkpointing: bool, precompute: bool
+) -> Any:
     args = TrlConfig(
         output_dir=str(out), learning_rate=1e-5, num_train_epochs=1, per_device_train_batch_size=MICRO,
-        gradient_accumulation_steps=BATCH // MICRO, bf16=False, use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=checkpointing, precompute_ref_log_probs=precompute, max_length=None,
-        logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True, seed=0,
+        gradient_accumulation_steps=BATCH // MICRO, bf16=precision == "bf16",
+        use_cpu=not torch.cuda.is_available(), gradient_checkpointing=checkpointing,
+        precompute_ref_log_probs=precompute, max_length=None, logging_steps=1, save_strategy="no",
+        report_to="none", disable_tqdm=True, seed=0,
     )  # fmt: skip
-    data: datasets.Dataset = _dataset(rows, None).remove_columns(running.ROW)
+    data = datasets.Dataset.from_dict({name: [list(getattr(row, name)) for row in rows] for name in IDS})
     return _silent(OnIds(model=loaded(folder), args=args, train_dataset=data, processing_class=tokenizer()))
 
 
-def exact(folder: str, rows: list[PairRow], out: Path) -> Any:
+def exact(folder: str, rows: list[PairRow], out: Path, precision: str, *, checkpointing: bool) -> Any:
     config = DpoConfig(
-        model=folder, learning_rate=1e-5, batch_size=BATCH, micro_batch=MICRO, log_steps=1, precision="fp32",
-        reference="pass", optim="adamw_torch_fused",
+        model=folder, learning_rate=1e-5, batch_size=BATCH, micro_batch=MICRO, log_steps=1,
+        precision=precision, reference="pass", gradient_checkpointing=checkpointing,
     )  # fmt: skip
     net = loaded(folder)
     return _silent(ExactDPOTrainer(
-        config, rows, "fp32", models.Loaded(net, net.config, net.generation_config),
-        args=_arguments(config, "fp32", Output(out)), processing_class=tokenizer(),
+        config, rows, precision, models.Loaded(net, net.config, net.generation_config),
+        args=_arguments(config, precision, Output(out)), processing_class=tokenizer(),
     ))  # fmt: skip
 
 

@@ -223,6 +223,9 @@ def test_data_version_follows_ids_and_order(run: RunDir) -> None:
     rows = read_run(run, encoder(), strict())
     assert data_version(rows) == data_version([replace(r, ref_chosen_logp=None, where="") for r in rows])
     assert data_version(rows) != data_version(rows[::-1])
+    other = [replace(row, margin=-1.0) for row in rows]
+    assert data_version(rows) == data_version(other), "margins count where they are read"
+    assert data_version(rows, margins=True) != data_version(other, margins=True)
     assert is_run(str(run.path)) and not is_run(str(run.prompts_path))
 
 

@@ -150,32 +150,37 @@ def assert_one_trajectory(one: Path, other: Path) -> None:
     assert same_weights(one, other, atol=1e-5)
 
 
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
-    """The examples that reached the collator."""
-    from trl.trainer.dpo_trainer import DataCollatorForPreference
+@pytest.mark.parametrize("sharing", ["prompts", "completions", "off"])
+def test_the_sampled_ids_reach_the_model(
+    model: str, tmp_path: Path, sharing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read where the model reads: every sequence whole, and nothing else."""
+    import torch
+    from transformers import LlamaModel
 
-    caught: list[dict[str, Any]] = []
-    original = DataCollatorForPreference.torch_call
-
-    def spy(self: Any, examples: list[dict[str, Any]]) -> Any:
-        caught.extend(examples)
-        assert self.max_length is None
-        return original(self, examples)
-
-    monkeypatch.setattr(DataCollatorForPreference, "torch_call", spy)
-    yield caught
-
-
-def test_the_sampled_ids_reach_the_model(model: str, tmp_path: Path, seen: list[dict[str, Any]]) -> None:
     from train.dpo import train_dpo
 
-    rows = with_reference(model, planted(8))
+    seen: set[tuple[int, ...]] = set()
+    original = LlamaModel.forward
+
+    def spy(self: Any, input_ids: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
+        forest = kwargs.get("forest")
+        if torch.is_grad_enabled() and forest is not None:
+            read = [input_ids[0, places[places < input_ids.shape[1]]] for places in forest.seen]
+            seen.update(tuple(ids.tolist()) for ids in read)
+        elif torch.is_grad_enabled():
+            seen.update(
+                tuple(ids[mask == 1].tolist()) for ids, mask in zip(input_ids, attention_mask, strict=True)
+            )
+        return original(self, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    monkeypatch.setattr(LlamaModel, "forward", spy)
+    rows = planted(8)
     rows[3] = replace(rows[3], chosen_ids=[10, 20, 21])  # cut off: no EOS
-    rows[3] = with_reference(model, [rows[3]])[0]
-    train_dpo(settings(model, reference="pass"), rows, tmp_path / "out")
-    reached = {(tuple(e["prompt_ids"]), tuple(e["chosen_ids"]), tuple(e["rejected_ids"])) for e in seen}
-    assert reached == {(tuple(r.prompt_ids), tuple(r.chosen_ids), tuple(r.rejected_ids)) for r in rows}
+    train_dpo(settings(model, reference="pass", sharing=sharing), rows, tmp_path / "out")
+    whole = {(*r.prompt_ids, *ids) for r in rows for ids in (r.chosen_ids, r.rejected_ids)}
+    # in a forest a completion's last token is predicted and not read, as nothing follows it
+    assert seen == ({ids[:-1] for ids in whole} if sharing == "prompts" else whole)
 
 
 def test_loss_is_the_hand_worked_number(model: str, tmp_path: Path) -> None:
@@ -257,42 +262,69 @@ def test_micro_batches_change_nothing(model: str, tmp_path: Path) -> None:
         assert_one_trajectory(tmp_path / str(micro), tmp_path / "8")
 
 
-def test_masked_positions_get_no_gradient(model: str, tmp_path: Path) -> None:
-    """What stands in a pad slot changes neither loss nor gradient; prompts are not predicted."""
+def trainer_of(config: Any, rows: list[Any], out: Path, targets: list[float] | None = None) -> Any:
+    """A trainer that has not begun."""
     import torch
 
     from gavel.tokenizer import HfTokenizer
-    from train.config import DpoConfig
-    from train.dpo import ExactDPOTrainer, _arguments, _example
-    from train.models import load
+    from train import models
+    from train.dpo import ExactDPOTrainer, _arguments
     from train.output import Output
 
-    rows = planted(4)
-    config: DpoConfig = settings(model, batch_size=4)
-    trainer = ExactDPOTrainer(
-        config, rows, "fp32", load(model, torch.float32),
-        args=_arguments(config, "fp32", Output(tmp_path)), processing_class=HfTokenizer.load(model).hf,
+    return ExactDPOTrainer(
+        config, rows, "fp32", models.load(config.model, torch.float32), targets,
+        args=_arguments(config, "fp32", Output(out)), processing_class=HfTokenizer.load(config.model).hf,
+        peft_config=models.lora(config),
     )  # fmt: skip
-    batch = trainer.data_collator(
-        [
-            {**_example(r), "row": i, "ref_chosen_logps": -3.0, "ref_rejected_logps": -3.0}
-            for i, r in enumerate(rows)
-        ]
-    )
-    trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
 
-    def gradients(inputs: dict[str, Any]) -> list[Any]:
-        trainer.model.zero_grad()
-        trainer.compute_loss(trainer.model, inputs).backward()
-        return [p.grad.clone() for p in trainer.model.parameters()]
 
-    plain = gradients(batch)
-    assert (batch["attention_mask"] == 0).any()
-    garbage = dict(batch, input_ids=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, 33))
-    for a, b in zip(plain, gradients(garbage), strict=True):
-        assert torch.equal(a, b)
+def gradients(trainer: Any, places: list[int]) -> dict[str, Any]:
+    """Of a step on these rows, in as many micro-batches as it takes."""
+    import torch
+
+    size = trainer.args.train_batch_size
+    drawn = [{"row": torch.tensor(places[at : at + size])} for at in range(0, len(places), size)]
+    batches, _ = trainer.get_batch_samples(iter(drawn), len(drawn), trainer.args.device)
+    trainer.model.zero_grad()
+    for batch in batches:
+        if len(batch["row"]):
+            trainer.compute_loss(trainer.model, batch).backward()
+    return {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def assert_pad_slots_do_not_count(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stands in the slots of no token, no gradient changes."""
+    import torch
+
+    from train import forest, unique
+
+    count = len(trainer.rows)
+    plain = gradients(trainer, list(range(count)))
+    assert any(g.abs().max() > 1e-3 for g in plain.values())
     # the embedding of the pad token is read nowhere that counts
-    assert trainer.model.get_input_embeddings().weight.grad[PAD].abs().max() == 0
+    assert plain["model.embed_tokens.weight"][PAD].abs().max() == 0
+
+    flat, pad = forest._flat, unique.pad_sequence
+
+    def garbage(states: Any) -> Any:
+        rows = flat(states)
+        return torch.cat([rows[:-1], torch.randn_like(rows[-1:])])
+
+    monkeypatch.setattr(forest, "_flat", garbage)
+    monkeypatch.setattr(unique, "pad_sequence", lambda ids, **how: pad(ids, padding_value=33, **how))
+    filled = gradients(trainer, list(range(count)))
+    for name, gradient in plain.items():
+        assert torch.equal(gradient, filled[name]), name
+
+
+@pytest.mark.parametrize("sharing", ["prompts", "completions"])
+def test_masked_positions_get_no_gradient(
+    model: str, tmp_path: Path, sharing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(model, batch_size=4, sharing=sharing)
+    trainer = trainer_of(config, planted(4), tmp_path)
+    assert trainer.sharing == sharing
+    assert_pad_slots_do_not_count(trainer, monkeypatch)
 
 
 def test_lora_trains_and_reloads(model: str, tmp_path: Path) -> None:

@@ -45,15 +45,17 @@ def settings(model: str, **changes: Any) -> DpoConfig:
 def test_each_step_has_the_rows_that_trainer_drew(
     model: str, tmp_path: Path, seen: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from train import draw
     from train.dpo import train_dpo
-    from train.running import ExactRows
+
+    def as_drawn(rows: Any, places: Any, micro: int, *more: Any) -> list[list[int]]:
+        return [list(places[start : start + micro]) for start in range(0, len(places), micro)]
 
     rows = planted(29)
     train_dpo(settings(model), rows, tmp_path / "by-length")
     mine = list(seen)
     seen.clear()
-    monkeypatch.setattr(ExactRows, "_get_train_sampler", lambda self, *args: super(ExactRows, self)
-                        ._get_train_sampler(*args))  # fmt: skip
+    monkeypatch.setattr(draw, "micro_batches", as_drawn)
     train_dpo(settings(model), rows, tmp_path / "as-drawn")
     drawn = list(seen)
 
@@ -68,7 +70,11 @@ def test_each_step_has_the_rows_that_trainer_drew(
     assert [sorted(step) for step in steps(mine)] == [sorted(step) for step in steps(drawn)]
     assert steps(mine) != steps(drawn)
     for step in steps(mine):
-        lengths = [rows[place].length for place in step]
+        longest: dict[tuple[int, ...], int] = {}  # pairs of one prompt stand together, by the longest of them
+        for place in step:
+            prompt = tuple(rows[place].prompt_ids)
+            longest[prompt] = max(longest.get(prompt, 0), rows[place].length)
+        lengths = [longest[tuple(rows[place].prompt_ids)] for place in step]
         assert lengths == sorted(lengths, reverse=True)
     assert sorted(chain(*steps(mine)[:4])) == list(range(29)), "each row once an epoch"
     assert steps(mine)[:4] != steps(mine)[4:], "another order in another epoch"

@@ -229,7 +229,7 @@ def test_a_planted_preference_is_learned_and_measured(model: str, tmp_path: Path
 
     rows = planted(160)
     summary = train_reward(
-        settings(model, epochs=3, learning_rate=3e-3, held_out=0.2), rows, tmp_path / "out"
+        settings(model, epochs=4, learning_rate=3e-3, held_out=0.2), rows, tmp_path / "out"
     )
     assert summary["pairs"] + summary["held_out"]["n"] == 160 and summary["held_out"]["n"] >= 31  # by prompt
     assert summary["held_out"]["accuracy"] > 0.95
@@ -250,7 +250,7 @@ def test_shuffled_labels_teach_nothing(model: str, tmp_path: Path) -> None:
         for i, row in enumerate(planted(160))
     ]
     summary = train_reward(
-        settings(model, epochs=3, learning_rate=3e-3, held_out=0.2), rows, tmp_path / "out"
+        settings(model, epochs=4, learning_rate=3e-3, held_out=0.2), rows, tmp_path / "out"
     )
     assert 0.2 < summary["held_out"]["accuracy"] < 0.8
 
@@ -304,6 +304,19 @@ def test_a_pair_without_a_margin_is_an_error(model: str, tmp_path: Path) -> None
         train_reward(settings(model, margin_scale=1.0), rows, tmp_path / "out")
     assert "1 of 8 pairs have no margin" in str(caught.value) and "pairs.jsonl:8" in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.engine
+def test_other_margins_are_another_plan_where_they_are_read(model: str, tmp_path: Path) -> None:
+    from train.reward import train_reward
+
+    rows = labelled(8)
+    other = [replace(row, margin=3.0) for row in rows]
+    for name, scale in (("read", 1.0), ("not read", 0.0)):
+        train_reward(settings(model, margin_scale=scale), rows, tmp_path / name)
+    with pytest.raises(InputError, match="data: was"):
+        train_reward(settings(model, margin_scale=1.0), other, tmp_path / "read")
+    train_reward(settings(model), other, tmp_path / "not read")  # finished already
 
 
 @pytest.mark.engine

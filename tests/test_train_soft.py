@@ -16,12 +16,15 @@ from hypothesis import strategies as st
 from test_train_data import answered, asked, encoder, strict, write
 from test_train_dpo import (
     assert_one_trajectory,
+    assert_pad_slots_do_not_count,
+    gradients,
     logps,
     planted,
     same_weights,
     settings,
     steps_of,
     tiny_model,
+    trainer_of,
     weights_of,
     with_reference,
 )
@@ -401,38 +404,17 @@ def test_training_ends_where_the_policy_has_the_targets(model: str, tmp_path: Pa
 
 
 @pytest.mark.engine
-def test_masked_positions_get_no_gradient(model: str, tmp_path: Path) -> None:
+def test_masked_positions_get_no_gradient(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What stands in a pad slot changes no gradient; the target of a pair does."""
     import torch
 
-    from gavel.tokenizer import HfTokenizer
-    from train.dpo import ExactDPOTrainer, _arguments, _example
-    from train.models import load
-    from train.output import Output
-
-    rows = planted(4)
     config = settings(model, batch_size=4, soft_labels=True, loss={"sigmoid": 1.0})
-    trainer = ExactDPOTrainer(
-        config, rows, "fp32", load(model, torch.float32), [0.7] * 4,
-        args=_arguments(config, "fp32", Output(tmp_path)), processing_class=HfTokenizer.load(model).hf,
-    )  # fmt: skip
-    reference = {"ref_chosen_logps": -30.0, "ref_rejected_logps": -33.0}
-    batch = trainer.data_collator(
-        [{**_example(r), **reference, "p_chosen": 0.7, "row": i} for i, r in enumerate(rows)]
-    )
-    trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
-
-    def gradients(inputs: dict[str, Any]) -> list[Any]:
-        trainer.model.zero_grad()
-        trainer.compute_loss(trainer.model, inputs).backward()
-        return [p.grad.clone() for p in trainer.model.parameters()]
-
-    plain = gradients(batch)
-    assert (batch["attention_mask"] == 0).any() and batch["p_chosen"].tolist() == pytest.approx([0.7] * 4)
-    garbage = dict(batch, input_ids=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, 33))
-    assert all(torch.equal(a, b) for a, b in zip(plain, gradients(garbage), strict=True))
-    other = gradients(dict(batch, p_chosen=torch.full((4,), 0.2)))
-    assert not all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
+    soft, other = (trainer_of(config, planted(4), tmp_path, [p] * 4) for p in (0.7, 0.2))
+    assert_pad_slots_do_not_count(soft, monkeypatch)
+    here, there = (gradients(trainer, [0, 1, 2, 3]) for trainer in (soft, other))
+    assert not any(torch.equal(here[name], there[name]) for name in here)
 
 
 @pytest.mark.engine

@@ -11,8 +11,12 @@ from gavel.command import command, emit, key_values, place, say
 from gavel.errors import InputError
 from train.config import (
     CONSERVATIVE,
+    DIVERGENCES,
+    DIVERGING,
+    DRAWS,
     LOSSES,
     REFERENCES,
+    SHARING,
     SMOOTHED,
     DpoConfig,
     PairConfig,
@@ -31,6 +35,28 @@ _pair_source: Callable[[F], F] = together(
     click.option("--pairs", metavar="NAME", help="Which pairs of RUN; the newest unless given."),
     click.option("--run", metavar="RUN", help="Run directory whose token ids the rows of SRC name."),
 )
+
+
+def _draw(kind: type[TrainConfig]) -> Callable[[F], F]:
+    return setting(kind, "draw", "What is drawn at random. prompts: a prompt's pairs meet in a batch and "
+                    "share work; pairs: each by itself.", type=click.Choice(DRAWS))  # fmt: skip
+
+
+#: What DPO optimises, beside its loss.
+_objective: Callable[[F], F] = together(
+    setting(DpoConfig, "divergence", f"What holds the policy to the reference, for the losses "
+             f"{', '.join(DIVERGING)}.", type=click.Choice(DIVERGENCES)),
+    setting(DpoConfig, "divergence_alpha", "Of alpha_divergence.", type=float),
+    setting(DpoConfig, "discopop_tau", "Temperature of the loss discopop.", type=float),
+    setting(DpoConfig, "ld_alpha", "LD-DPO: weight of what the longer completion has beyond the shorter "
+             "one's length, 0 to 1.", type=float),
+    click.option("--wpo", is_flag=True, help="WPO: weigh pairs by how likely the policy is to write them."),
+    setting(DpoConfig, "router_aux", "Weight of a mixture-of-experts model's load balancing.  [default: as "
+             "its configuration says]", type=float),
+    setting(DpoConfig, "sync_steps", "TR-DPO: steps after which the reference follows the policy; 0: never.",
+             type=int),
+    setting(DpoConfig, "sync_mixup", "By what part of the way it follows.", type=float),
+)  # fmt: skip
 
 
 def _smoothing(kind: type[TrainConfig], losses: str) -> Callable[[F], F]:
@@ -75,8 +101,17 @@ def _flip_rate(ctx: click.Context, param: click.Parameter, value: str) -> float 
     help=f"Train towards each pair's probability that chosen is better ({', '.join(CONSERVATIVE)}); "
     "where it has none, 1 less the label smoothing.",
 )
+@_objective
 @common(DpoConfig, "pairs")
+@_draw(DpoConfig)
+@setting(
+    DpoConfig,
+    "sharing",
+    "What pairs of a forward pass share; changes speed and memory, not results.",
+    type=click.Choice(SHARING),
+)
 @click.option("--merge", is_flag=True, help="Save the merged model, the adapter beside it.")
+@click.option("--qlora", is_flag=True, help="Keep the weights under the adapter in 4 bits (bitsandbytes).")
 @setting(
     DpoConfig,
     "reference",
@@ -120,6 +155,7 @@ def dpo(**options: Any) -> None:
     RewardConfig, "held_out", "Share of the prompts kept from training and measured afterwards.", type=float
 )
 @common(RewardConfig, "pairs")
+@_draw(RewardConfig)
 def reward(**options: Any) -> None:
     """Reads the pairs, trains, prints the summary and what held-out pairs say."""
     config = RewardConfig(**_settings(RewardConfig, options))

@@ -16,12 +16,18 @@ CONSERVATIVE = ("sigmoid", "sigmoid_norm")
 #: Those that read the label smoothing.
 SMOOTHED = (*CONSERVATIVE, "robust", "exo_pair", "aot", "aot_unpaired")
 #: Those that compare pairs within a micro-batch, and so depend on its size and make-up.
-WITHIN_MICRO_BATCH = ("aot", "aot_unpaired", "bco_pair")
+WITHIN_MICRO_BATCH = ("aot", "aot_unpaired")
+#: The divergences of TRL 1.16 (Wang et al. 2024, arXiv 2309.16240); the losses that know more than the first.
+DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+DIVERGING = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
 #: Our name → transformers' name. Its "constant" would ignore the warm-up.
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 PRECISIONS = ("auto", "fp32", "bf16")
 REFERENCES = ("auto", "samples", "pass")
 CHAT_TEMPLATES = ("chatml", "llama3", "plain")
+DRAWS = ("prompts", "pairs")
+#: What pairs of one micro-batch share, see `train.unique`.
+SHARING = ("prompts", "completions", "off")
 _DEFAULT_MICRO = 8  # pairs
 
 
@@ -98,7 +104,7 @@ class TrainConfig:
     def shaping(self) -> dict[str, Any]:
         """The settings that shape the trained weights: what a resumed run must have in common."""
         aside = {"model", "micro_batch", "gradient_checkpointing", "halve_micro_batch", "save_steps",
-                 "log_steps", "report_to", "audit_rows", "trust_remote_code"}  # fmt: skip
+                 "log_steps", "report_to", "audit_rows", "trust_remote_code", "sharing"}  # fmt: skip
         return {k: v for k, v in asdict(self).items() if k not in aside}
 
 
@@ -109,10 +115,13 @@ class PairConfig(TrainConfig):
     label_smoothing: the flip rate, how often a label is wrong, in [0, 0.5).
     soft_labels: trains towards each pair's own probability that chosen is better, and towards
         1 − label_smoothing where it has none.
+    draw: what is put in random order. "prompts": a prompt's pairs follow one another, so that they meet in a
+        batch and share work; "pairs": each pair by itself.
     """
 
     label_smoothing: float = 0.0
     soft_labels: bool = False
+    draw: str = "prompts"
 
     def __post_init__(self) -> None:
         """Raises InputError for a value that cannot be used, naming the option."""
@@ -120,11 +129,23 @@ class PairConfig(TrainConfig):
         rate = self.label_smoothing
         _need("label_smoothing", 0 <= rate < 0.5,
               f"must be in [0, 0.5), not {rate:g}: labels wrong half of the time teach nothing")  # fmt: skip
+        _need("draw", self.draw in DRAWS, f"must be one of {', '.join(DRAWS)}")
 
     @property
     def softened(self) -> bool:
         """Whether training aims at probabilities instead of certain labels."""
         return self.soft_labels or self.label_smoothing > 0
+
+    @property
+    def reads_margins(self) -> bool:
+        """Whether the pairs' own margins shape what is learned."""
+        return False
+
+    def shaping(self) -> dict[str, Any]:
+        shaped = super().shaping()
+        if self.draw == "pairs":  # as all were drawn once: those plans must still be met
+            del shaped["draw"]
+        return shaped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,18 +155,37 @@ class DpoConfig(PairConfig):
 
     loss: TRL loss type → weight. "sft" is the negative log-likelihood of the chosen completions.
     label_smoothing: for the losses in SMOOTHED. soft_labels: for those in CONSERVATIVE.
-    merge: save the merged model, with the adapter beside it.
+    merge: save the merged model, with the adapter beside it. qlora: the weights under it have 4 bits.
     reference: where the reference's log-probabilities come from. "auto": from the samples if an audit
         agrees, else a pass of the model over the data. "samples": the same, but an audit that
         disagrees is an error. "pass": always a pass.
     audit_rows: pairs that the audit reads.
+    sharing: how far pairs of one micro-batch share work; less is done for a model that does not allow it.
+    divergence: what holds the policy to the reference, one of DIVERGENCES. divergence_alpha: of the last.
+    discopop_tau: temperature of the loss discopop (Lu et al. 2024, arXiv 2406.08414, eq. 5).
+    ld_alpha: weight of what the longer completion of a pair has beyond the shorter one's length (Liu et al.
+        2024, arXiv 2409.06411); None: 1.
+    wpo: weighs each pair by how likely the policy is to write it (Zhou et al. 2024, arXiv 2406.11827, eq. 2).
+    router_aux: weight of a mixture-of-experts model's load balancing; None: as its configuration says.
+    sync_steps: every so many optimiser steps the reference follows the policy, 0: never. sync_mixup: by what
+        part of the way (Gorbatovski et al. 2024, arXiv 2404.09656, eq. 3).
     """
 
     beta: float = 0.1
     loss: Mapping[str, float] = field(default_factory=lambda: {"sigmoid": 1.0})
     merge: bool = False
+    qlora: bool = False
     reference: str = "auto"
     audit_rows: int = 16
+    sharing: str = "prompts"
+    divergence: str = "reverse_kl"
+    divergence_alpha: float = 0.5
+    discopop_tau: float = 0.05
+    ld_alpha: float | None = None
+    wpo: bool = False
+    router_aux: float | None = None
+    sync_steps: int = 0
+    sync_mixup: float = 0.6
 
     def __post_init__(self) -> None:
         """Raises InputError for a value that cannot be used, naming the option."""
@@ -155,9 +195,15 @@ class DpoConfig(PairConfig):
         super().__post_init__()
         _need("beta", self.beta > 0, "must be above 0")
         _need("audit_rows", self.audit_rows >= 1, "must be at least 1")
-        _need("reference", self.reference in REFERENCES, f"must be one of {', '.join(REFERENCES)}")
+        for name, known in (("reference", REFERENCES), ("sharing", SHARING), ("divergence", DIVERGENCES)):
+            _need(name, getattr(self, name) in known, f"must be one of {', '.join(known)}")
         self._check_labels()
-        _need("merge", not self.merge or self.lora_r > 0, "needs --lora-r")
+        self._check_objective()
+        for name in ("merge", "qlora"):
+            _need(name, not getattr(self, name) or self.lora_r > 0, "needs --lora-r")
+        _need(
+            "merge", not (self.merge and self.qlora), "needs whole weights, and with --qlora they have 4 bits"
+        )
 
     def _check_labels(self) -> None:
         """Refuses what a loss would not heed."""
@@ -172,18 +218,49 @@ class DpoConfig(PairConfig):
                   f"--loss may be {', '.join(known)}, each also beside sft")  # fmt: skip
             _need(name, not asked or bool(paired), f"needs a --loss that reads it: {', '.join(known)}")
 
+    def _check_objective(self) -> None:
+        """Refuses settings that do not go together."""
+        rigid = [name for name in self.loss if name not in DIVERGING]
+        _need("divergence", self.divergence == "reverse_kl" or not rigid,
+              f"{', '.join(rigid)} knows reverse_kl alone; --loss may be {', '.join(DIVERGING)}")  # fmt: skip
+        _need("discopop_tau", self.discopop_tau > 0, "must be above 0")
+        _need("ld_alpha", self.ld_alpha is None or 0 <= self.ld_alpha <= 1, "must be in [0, 1]")
+        _need("ld_alpha", self.ld_alpha is None or self.reference != "samples",
+              "needs log-probabilities per token, samples have their sums: --reference pass")  # fmt: skip
+        _need("wpo", not self.wpo or not any(name in self.loss for name in WITHIN_MICRO_BATCH),
+              "aot and aot_unpaired sort pairs, their weights would be others'")  # fmt: skip
+        for name, value, plain in (("divergence", self.divergence, "reverse_kl"),
+                                   ("ld_alpha", self.ld_alpha, None), ("wpo", self.wpo, False)):  # fmt: skip
+            _need(name, value == plain or not self.softened,
+                  "does not go with soft labels or a smoothed sigmoid, made for plain DPO")  # fmt: skip
+        _need("router_aux", self.router_aux is None or self.router_aux >= 0, "must not be negative")
+        _need("sync_steps", self.sync_steps >= 0, "must not be negative")
+        _need("sync_mixup", 0 < self.sync_mixup <= 1, "must be above 0 and at most 1")
+        _need("sync_steps", not (self.sync_steps and self.lora_r),
+              "has no weights to move: with --lora-r the reference is the model without adapter")  # fmt: skip
+        _need("sync_steps", not self.sync_steps or self.reference in ("auto", "pass"),
+              "moves the reference, so that what the samples say of it soon is wrong")  # fmt: skip
+
     @property
     def softened(self) -> bool:
         return super().softened and any(self.loss.get(name) for name in CONSERVATIVE)
 
     def shaping(self) -> dict[str, Any]:
         shaped = super().shaping()
+        for name in _LATER:  # plans from before these settings must still be met
+            if shaped[name] == getattr(DpoConfig, name):
+                del shaped[name]
         # plans from before soft labels must still be met, but not by what these settings once ignored
         if not self.soft_labels:
             del shaped["soft_labels"]
             if self.softened:
                 shaped["label_smoothing_in"] = [name for name in CONSERVATIVE if self.loss.get(name)]
         return shaped
+
+
+#: Settings that plans name where they are not at their defaults.
+_LATER = ("divergence", "divergence_alpha", "discopop_tau", "ld_alpha", "wpo", "router_aux", "sync_steps",
+          "sync_mixup", "qlora")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +287,10 @@ class RewardConfig(PairConfig):
         _need("held_out", 0 <= self.held_out < 1, "must be a share below 1")
         _need("margin_scale", not (self.margin_scale and self.softened),
               "says how sure a label is, as --soft-labels and --label-smoothing do: give one")  # fmt: skip
+
+    @property
+    def reads_margins(self) -> bool:
+        return self.margin_scale > 0
 
 
 @dataclass(frozen=True, kw_only=True)

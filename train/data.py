@@ -90,12 +90,15 @@ class _Id(msgspec.Struct):
     id: str
 
 
-def data_version(rows: Iterable[PairRow], soft_labels: bool = False) -> str:
-    """A hash of what is trained on: ids and their order, with soft labels also their probabilities."""
+def data_version(rows: Iterable[PairRow], soft_labels: bool = False, margins: bool = False) -> str:
+    """A hash of what is trained on: ids and their order, with soft labels also their probabilities, and where
+    they are read their margins."""
     state = hashlib.blake2b(digest_size=12)
     for row in rows:
         if soft_labels:
             state.update(repr(row.p_chosen).encode())
+        if margins:
+            state.update(f"margin {row.margin!r}".encode())
         for ids in (row.prompt_ids, row.chosen_ids, row.rejected_ids):
             state.update(len(ids).to_bytes(4, "little") + array("i", ids).tobytes())
     return state.hexdigest()

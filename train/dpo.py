@@ -10,43 +10,54 @@ The objective of one optimiser step over a batch of B pairs (Rafailov et al. 202
     Σ_k w_k · 1/B · Σ_pairs loss_k(pair)  +  w_sft · −1/T · Σ_pairs Σ_t log π(chosen_t),
 
 T being the number of chosen completion tokens in the whole batch. TRL takes both means over each
-micro-batch. "aot", "aot_unpaired" and "bco_pair" compare pairs within a micro-batch, so they alone
-still depend on it. With soft labels or label smoothing "sigmoid" and "sigmoid_norm" aim at
-probabilities (`train.soft`); TRL's own read neither.
+micro-batch. "aot" and "aot_unpaired" compare pairs within a micro-batch, so they alone still depend on
+it. With soft labels or label smoothing "sigmoid" and "sigmoid_norm" aim at probabilities (`train.soft`);
+TRL's own read neither. Where pairs share completions or prompts, these go through the model once
+(`train.unique`): TRL's loss is handed the log-probabilities in place of a model.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
-import numpy as np
 import torch
+from torch.nn.functional import pad
 from trl import DPOConfig as TrlConfig
 from trl import DPOTrainer
 
-from train import models, running, soft
+from gavel.command import say
+from gavel.errors import InputError
+from train import draw, models, running, soft
 from train.config import CONSERVATIVE, WITHIN_MICRO_BATCH, DpoConfig
 from train.data import PairRow, data_version
+from train.draw import SharedPairs
 from train.output import Output
-from train.reference import Reference, reference_logps
+from train.reference import TOLERANCE, Moving, Reference, reference_logps
+from train.unique import Scored, Unique, by_prompts, by_rows, key_of, try_prompts
 
 _SHOWN = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
+_UNIQUE = "unique"  # of a micro-batch: its sequences
+#: Metrics that are means over tokens, and over which; the others are means over pairs.
+_COUNTED_BY = {"entropy": "tokens", "logits/chosen": "chosen", "logits/rejected": "rejected",
+               "mean_token_accuracy": "chosen"}  # fmt: skip
+_P_CHOSEN = "p_chosen"  # of a micro-batch: its targets
 
 __all__ = ["DpoConfig", "ExactDPOTrainer", "train_dpo"]
 
 
-class ExactDPOTrainer(running.ExactRows, DPOTrainer):  # type: ignore[misc]
+class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
     """DPOTrainer on rows whose ids are ready.
 
     Args:
         targets: probability of each row that chosen is better, None where labels are certain.
 
     Attributes:
-        reference: the reference's log-probabilities, once the trainer is made.
+        reference: the reference's log-probabilities, None where it moves; set once the trainer is made.
+        sharing: how far pairs share work, one of `train.config.SHARING`.
     """
 
     rows: Sequence[PairRow]
@@ -54,35 +65,99 @@ class ExactDPOTrainer(running.ExactRows, DPOTrainer):  # type: ignore[misc]
     def __init__(self, config: DpoConfig, rows: Sequence[PairRow], precision: str, loaded: models.Loaded,
                  targets: Sequence[float] | None = None, **settings: Any) -> None:  # fmt: skip
         self._config, self.rows, self._precision, self.loaded = config, rows, precision, loaded
+        self._targets = targets
         self.reference: Reference | None = None
-        super().__init__(model=loaded.model, train_dataset=_dataset(rows, targets), **settings)
+        self._moving: Moving | None = None
+        super().__init__(
+            model=loaded.model, train_dataset=draw.places(len(rows)), data_collator=draw.bare, **settings
+        )
         self.carry()
         self.by_length = not any(config.loss.get(name) for name in WITHIN_MICRO_BATCH)
+        self.together = config.draw == "prompts"
         self._weights = dict(config.loss)
         self._aux_coef: float = self.router_aux_loss_coef
+        self.sizes = []
+        self.counted_by = _COUNTED_BY
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        self.reference = reference_logps(
-            self.rows, self._pass, self._config.reference, self._precision, self._config.audit_rows
-        )
-        columns = {"ref_chosen_logps": self.reference.chosen, "ref_rejected_logps": self.reference.rejected}
-        for column, values in columns.items():
-            dataset = dataset.add_column(column, np.asarray(values, dtype=np.float32))
+        """TRL calls it once the model is ready. What it gives is kept here, not in the data."""
+        config = self._config
+        self.sharing, self._forward = self._shared()
+        self.merge = self.sharing != "off"
+        if config.sync_steps:
+            self._moving = Moving.behind(self)
+            return dataset
+        policy = "pass" if config.ld_alpha is not None else config.reference
+        self.reference = reference_logps(self.rows, self._pass, policy, self._precision, config.audit_rows)
         return dataset
+
+    def _shared(self) -> tuple[str, Any]:
+        """How far pairs share work, and the forward pass that does it."""
+        asked = self._config.sharing
+        if self.aux_loss_enabled:
+            return "off", by_rows  # the router's loss is a mean over the tokens that were forwarded
+        if asked != "prompts":
+            return asked, by_rows
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            why: str | None = "not with DeepSpeed or FSDP"  # untested
+        else:
+            model = self.accelerator.unwrap_model(self.model)
+            base = model.get_base_model() if self._config.lora_r else model
+            why = try_prompts(base, self._longest(), self.accelerator.device, TOLERANCE[self._precision])
+        if why is None:
+            return "prompts", by_prompts
+        say(f"prompts go through the model once for each completion: {why}")
+        return "completions", by_rows
+
+    def _longest(self) -> list[PairRow]:
+        """The pairs that would show whatever a model does only in long sequences: the longest, and where a
+        micro-batch may hold it the longest with another prompt."""
+        by_length = sorted(self.rows, key=lambda row: -row.length)
+        first = by_length[0]
+        others = (row for row in by_length if key_of(row.prompt_ids) != key_of(first.prompt_ids))
+        return [first, *([] if self._config.micro_batch_size == 1 else itertools.islice(others, 1))]
 
     def _pass(self, rows: Sequence[PairRow]) -> tuple[torch.Tensor, torch.Tensor]:
         """Reference log-probabilities of rows."""
         chosen, rejected = torch.empty(len(rows)), torch.empty(len(rows))  # (rows,)
-        for picked, batch in self.batches(rows, _example):
-            c, r = self.compute_ref_log_probs(self.model, batch)
+        size = self.args.per_device_train_batch_size
+        for picked in draw.micro_batches(rows, range(len(rows)), size, self.merge):
+            batch = self._prepare_inputs(self._batch([rows[place] for place in picked]))
+            c, r = self.compute_ref_log_probs(self._scored(self.model, batch), batch)
             chosen[picked], rejected[picked] = c.float().cpu(), r.float().cpu()
         return chosen, rejected
 
+    def _scored(self, model: Any, batch: dict[str, Any]) -> Scored:
+        """What TRL is to call in place of the model."""
+        return Scored(self._forward, model, batch.pop(_UNIQUE), self.accelerator.device)
+
+    def _batch(self, rows: Sequence[PairRow]) -> dict[str, Any]:
+        """What TRL's loss reads of pairs: their completions alone, behind one place that predicts nothing."""
+        unique = Unique.of(rows, self.merge)
+        spread = unique.spread()  # (2 · pairs, R)
+        tokens = torch.tensor([token for _, ids in unique.completions for token in ids] + [0])
+        return {
+            "input_ids": pad(tokens[spread], (1, 0)),
+            "completion_mask": pad((spread < len(tokens) - 1).long(), (1, 0)),
+            "attention_mask": torch.tensor(unique.lengths)[unique.sides],  # TRL counts tokens by its sum
+            _UNIQUE: unique,
+        }
+
+    def micro_batch(self, places: Sequence[int]) -> dict[str, Any]:
+        batch = self._batch([self.rows[place] for place in places])
+        batch[running.ROW] = torch.tensor(places)
+        if self.reference is not None:
+            for side, values in (("chosen", self.reference.chosen), ("rejected", self.reference.rejected)):
+                batch[f"ref_{side}_logps"] = torch.tensor([values[place] for place in places])
+        if self._targets is not None:
+            batch[_P_CHOSEN] = torch.tensor([self._targets[place] for place in places])
+        return batch
+
     def counts(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """(2,): pairs and chosen completion tokens, chosen rows first."""
-        mask = batch["completion_mask"]  # (2 · pairs, T)
+        mask = batch["completion_mask"]  # (2 · pairs, 1 + R)
         pairs = len(mask) // 2
-        return torch.stack([torch.tensor(pairs, device=mask.device), mask[:pairs, 1:].sum()]).double()
+        return torch.stack([torch.tensor(pairs, device=mask.device), mask[:pairs].sum()]).double()
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """TRL's loss, whose means over this micro-batch are weighed by its share of the batch."""
@@ -91,24 +166,37 @@ class ExactDPOTrainer(running.ExactRows, DPOTrainer):  # type: ignore[misc]
         self.loss_weights = [self._weights[k] * {"sft": tokens}.get(k, pairs) for k in self.loss_types]
         self.router_aux_loss_coef: float = self._aux_coef * pairs
         given = dict(inputs)
-        places, p_chosen = given.pop(running.ROW), given.pop(soft.COLUMN, None)
-        if p_chosen is None:
-            loss = super().compute_loss(model, given, *args, **kwargs)
-        else:
-            overheard = soft.Overheard(model)
-            loss = super().compute_loss(overheard, given, *args, **kwargs)
-            loss = loss + self._flip_terms(overheard, given, p_chosen)
+        places, p_chosen = given.pop(running.ROW), given.pop(_P_CHOSEN, None)
+        if self._moving is not None:
+            reference = self._scored(self._moving.model, dict(given))
+            both = self.compute_ref_log_probs(reference, given)
+            given["ref_chosen_logps"], given["ref_rejected_logps"] = both
+        scored = self._scored(model, given)
+        loss = super().compute_loss(scored, given, *args, **kwargs)
+        if p_chosen is not None:
+            loss = loss + self._flip_terms(scored, given, p_chosen)
+        self.sizes.append(_sizes(given["completion_mask"]))
         return self.finite(loss, places)
 
-    def _flip_terms(self, heard: soft.Overheard, batch: dict[str, Any], p_chosen: torch.Tensor) -> Any:
+    def _flip_terms(self, scored: Scored, batch: dict[str, Any], p_chosen: torch.Tensor) -> Any:
         """What the targets add to TRL's loss, weighted as its parts are."""
-        assert heard.log_probs is not None
+        assert scored.log_probs is not None
         terms = [
-            weight * soft.flip_term(soft.logits_of(loss, heard.log_probs, batch, self.beta), p_chosen).mean()
+            weight * soft.flip_term(soft.logits_of(loss, scored.log_probs, batch, self.beta), p_chosen).mean()
             for loss, weight in zip(self.loss_types, self.loss_weights, strict=True)
             if loss in CONSERVATIVE
         ]
         return torch.stack(terms).sum()
+
+    def _save_checkpoint(self, *args: Any) -> None:
+        super()._save_checkpoint(*args)
+        if self._moving is not None:
+            self._moving.save(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+    def _load_from_checkpoint(self, folder: str, *args: Any) -> None:
+        super()._load_from_checkpoint(folder, *args)
+        if self._moving is not None:
+            self._moving.load(Path(folder))
 
 
 def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> dict[str, Any]:
@@ -133,7 +221,7 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
     running.check_rows(config, rows)
     running.check_batch(config, rows)
     targets = soft.targets(config, rows)
-    data = data_version(rows, config.soft_labels)
+    data = data_version(rows, config.soft_labels, config.reads_margins)
 
     with running.begin("train dpo", config, rows, data, out) as begun:
         if begun.finished is not None:
@@ -142,8 +230,8 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
 
         # 1. the model that training starts from, which is the reference as well
         def make(config: DpoConfig, callbacks: list[Any]) -> ExactDPOTrainer:
-            loaded = models.load(config.model, begun.dtype, config.trust_remote_code)
-            models.check_targets(loaded.model, config.lora_targets)
+            loaded = models.load(config.model, begun.dtype, config.trust_remote_code, config.qlora)
+            _check_model(config, loaded.model)
             return ExactDPOTrainer(
                 config, rows, precision, loaded, targets.p if targets else None,
                 args=_arguments(config, precision, output), processing_class=begun.tokenizer.hf,
@@ -160,12 +248,25 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
         summary = {
             "model": str(out), "pairs": len(rows), "steps": done.result.global_step, "precision": precision,
             "loss": done.result.training_loss, "metrics": done.shown(*_SHOWN),
-            "targets": targets.summary() if targets else None, **trainer.reference.summary(),
+            "targets": targets.summary() if targets else None, "sharing": trainer.sharing,
+            **(trainer.reference.summary() if trainer.reference else {"reference": "moving"}),
             "seconds": {"start": round(done.began - started, 2), "train": round(trained - done.began, 2),
                         "save": round(time.monotonic() - trained, 2)},
         }  # fmt: skip
         output.finish(summary)
         return summary
+
+
+def _check_model(config: DpoConfig, model: Any) -> None:
+    """Refuses settings that do not suit the model."""
+    models.check_targets(model, config.lora_targets)
+    head = next((n for n, m in model.named_modules() if m is model.get_output_embeddings()), None)
+    for target in config.lora_targets:
+        if f".{head}".endswith(f".{target}"):
+            raise InputError(f"{target} is the head, which DPO reads itself and not through an adapter",
+                             where="--lora-target")  # fmt: skip
+    if config.router_aux and not hasattr(model.config.get_text_config(), "output_router_logits"):
+        raise InputError(f"{type(model).__name__} has no router", where="--router-aux")
 
 
 def _arguments(config: DpoConfig, precision: str, output: Output) -> TrlConfig:
@@ -175,20 +276,19 @@ def _arguments(config: DpoConfig, precision: str, output: Output) -> TrlConfig:
         loss_type=list(config.loss),
         loss_weights=list(config.loss.values()),
         label_smoothing=config.label_smoothing,
+        f_divergence_type=config.divergence,
+        f_alpha_divergence_coef=config.divergence_alpha,
+        discopop_tau=config.discopop_tau,
+        ld_alpha=config.ld_alpha,
+        use_weighting=config.wpo,
+        router_aux_loss_coef=config.router_aux,
+        ref_model_sync_steps=config.sync_steps or 1,  # `reference.Moving` reads both; TRL's own would need a
+        ref_model_mixup_alpha=config.sync_mixup,  # reference that is not precomputed
         precompute_ref_log_probs=True,
     )
 
 
-def _dataset(rows: Sequence[PairRow], targets: Sequence[float] | None) -> datasets.Dataset:
-    columns: dict[str, Any] = {
-        "prompt_ids": [np.asarray(row.prompt_ids, dtype=np.int32) for row in rows],
-        "chosen_ids": [np.asarray(row.chosen_ids, dtype=np.int32) for row in rows],
-        "rejected_ids": [np.asarray(row.rejected_ids, dtype=np.int32) for row in rows],
-    }
-    columns[running.ROW] = list(range(len(rows)))
-    return datasets.Dataset.from_dict(columns | ({} if targets is None else {soft.COLUMN: list(targets)}))
-
-
-def _example(row: PairRow) -> dict[str, list[int]]:
-    return {"prompt_ids": list(row.prompt_ids), "chosen_ids": list(row.chosen_ids),
-            "rejected_ids": list(row.rejected_ids)}  # fmt: skip
+def _sizes(mask: torch.Tensor) -> dict[str, float]:
+    """What a micro-batch's metrics are means over. mask: (2 · pairs, T), chosen first."""
+    chosen, rejected = (float(side.sum()) for side in mask.chunk(2))
+    return {"pairs": len(mask) / 2, "chosen": chosen, "rejected": rejected, "tokens": chosen + rejected}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,20 +64,24 @@ def encoder_of(config: TrainConfig, tokenizer: HfTokenizer | None = None) -> Enc
     return Encoder(tokenizer, weights_version(config.model), context, config.max_length)
 
 
-def load(path: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Loaded:
+def load(path: str, dtype: torch.dtype, trust_remote_code: bool = False, four_bit: bool = False) -> Loaded:
     """Loads a causal language model for training, all dropout off.
+
+    four_bit: its linear layers as NF4 with double quantisation (Dettmers et al. 2023, arXiv 2305.14314),
+    which compute in `dtype` and cannot be trained themselves.
 
     TRL's `disable_dropout` turns off dropout layers only: the attention dropout of Llama and its kin is
     a number in the configuration, which is set to 0 here (and kept in what is saved).
 
     Raises InputError when it cannot be loaded.
     """
+    more = {"quantization_config": _nf4(dtype)} if four_bit else {}
     try:
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         original = copy.deepcopy(config)
         _no_dropout(config)
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype, trust_remote_code=trust_remote_code
+            path, config=config, dtype=dtype, trust_remote_code=trust_remote_code, **more
         )
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(path, error) from None
@@ -156,6 +161,16 @@ def own_pad(tokenizer: HfTokenizer) -> int:
             return int(token_id)
     hf.add_special_tokens({"pad_token": "<|pad|>"})
     return int(hf.pad_token_id)
+
+
+def _nf4(dtype: torch.dtype) -> Any:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError("needs bitsandbytes, which is not installed", where="--qlora",
+                         hint="Install it with: pip install 'gavel[qlora]'")  # fmt: skip
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )  # fmt: skip
 
 
 def _no_dropout(config: Any) -> None:

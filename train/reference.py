@@ -1,4 +1,5 @@
-"""The reference's log-probabilities: from the samples where an audit agrees, else by a pass.
+"""The reference: its log-probabilities from the samples where an audit agrees, else by a pass; or a model
+that follows the policy (`Moving`).
 
 DPO compares the policy with the model that it started from. When that model is the sampler, its
 log-probabilities came with the samples. They serve if the engine that sampled and the trainer compute
@@ -7,11 +8,15 @@ the same numbers, which an audit of a few pairs shows.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model, save_model
+from trl.trainer.callbacks import SyncRefModelCallback
 
 from gavel.command import say, warn
 from gavel.errors import CheckFailed
@@ -19,6 +24,8 @@ from train.data import PairRow
 
 #: Mean |Δ log-probability| per token at which engine and trainer still agree.
 TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}
+
+_MOVED = "reference.safetensors"  # of a checkpoint
 
 #: Rows → (chosen, rejected) summed log-probabilities, each of shape (rows,).
 Pass = Callable[[Sequence[PairRow]], tuple[torch.Tensor, torch.Tensor]]
@@ -98,3 +105,24 @@ def _audit(rows: Sequence[PairRow], run: Pass, precision: str, count: int) -> Au
 def _by_pass(rows: Sequence[PairRow], run: Pass, audit: Audit | None) -> Reference:
     chosen, rejected = run(rows)
     return Reference(chosen.tolist(), rejected.tolist(), "pass", audit)
+
+
+@dataclass(frozen=True)
+class Moving:
+    """A reference that follows the policy: every `ref_model_sync_steps` optimiser steps its weights become
+    α · policy + (1 − α) · their own (Gorbatovski et al. 2024, arXiv 2404.09656, eq. 3)."""
+
+    model: Any
+
+    @classmethod
+    def behind(cls, trainer: Any) -> Moving:
+        """A copy of the model that training starts from, moved by TRL's callback."""
+        model = copy.deepcopy(trainer.accelerator.unwrap_model(trainer.model)).requires_grad_(False)
+        trainer.add_callback(SyncRefModelCallback(ref_model=model, accelerator=trainer.accelerator))
+        return cls(model)
+
+    def save(self, checkpoint: Path) -> None:
+        save_model(self.model, str(checkpoint / _MOVED))
+
+    def load(self, checkpoint: Path) -> None:
+        load_model(self.model, str(checkpoint / _MOVED))

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -29,40 +28,72 @@ from trl import RewardTrainer
 
 from gavel.errors import InputError
 from gavel.records import digest
-from train import models, running, soft
+from train import draw, models, running, soft
 from train.config import RewardConfig
 from train.data import PairRow, data_version
+from train.draw import SharedPairs
 from train.output import Output
 from train.reward_report import report
+from train.unique import Unique
 
 Rewards = npt.NDArray[np.float64]
 
 
-class ExactRewardTrainer(running.ExactRows, RewardTrainer):  # type: ignore[misc]
+class ExactRewardTrainer(SharedPairs, RewardTrainer):  # type: ignore[misc]
     """RewardTrainer on rows whose ids are ready.
 
     Args:
         targets: probability of each row that chosen is better, None where labels are certain.
     """
 
+    rows: Sequence[PairRow]
+
     def __init__(self, config: RewardConfig, rows: Sequence[PairRow], loaded: models.Loaded,
                  targets: Sequence[float] | None = None, **settings: Any) -> None:  # fmt: skip
-        self.rows, self.loaded = rows, loaded
-        super().__init__(model=loaded.model, train_dataset=_dataset(config, rows, targets), **settings)
+        self.rows, self.loaded, self._config, self._targets = rows, loaded, config, targets
+        super().__init__(
+            model=loaded.model, train_dataset=draw.places(len(rows)), data_collator=draw.bare, **settings
+        )
         self.carry()
+        self.together = config.draw == "prompts"
+        self.sizes = []
+
+    def batch(self, rows: Sequence[PairRow]) -> dict[str, Any]:
+        """Unique sequences, (C, T), and under "sides" which of them the pairs name."""
+        unique = Unique.of(rows)
+        input_ids, real = unique.padded(self.loaded.model.config.get_text_config().pad_token_id)
+        return {"input_ids": input_ids, "attention_mask": real.long(), "sides": unique.sides}
+
+    def micro_batch(self, places: Sequence[int]) -> dict[str, Any]:
+        rows = [self.rows[place] for place in places]
+        batch = self.batch(rows) | {running.ROW: torch.tensor(places)}
+        if self._config.margin_scale:
+            batch["margin"] = torch.tensor([self._config.margin_scale * (row.margin or 0.0) for row in rows])
+        if self._targets is not None:
+            batch["p_chosen"] = torch.tensor([self._targets[place] for place in places])
+        return batch
 
     def counts(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """(1,): pairs."""
-        return torch.tensor([len(batch["input_ids"]) // 2]).double()
+        return torch.tensor([len(batch["sides"]) // 2]).double()
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """TRL's loss, whose mean over this micro-batch is weighed by its share of the batch."""
         given = dict(inputs)
-        places, p_chosen = given.pop(running.ROW), given.pop(soft.COLUMN, None)
-        loss, outputs = super().compute_loss(model, given, return_outputs=True)
+        places, sides, p_chosen = given.pop(running.ROW), given.pop("sides"), given.pop("p_chosen", None)
+
+        def pairs_of(**sequences: Any) -> Any:
+            """What TRL calls in place of the model: the rewards of chosen, then rejected, (2 · pairs, 1)."""
+            sequences.pop("margin", None)
+            outputs = model(**sequences)
+            outputs.logits = outputs.logits[sides]
+            return outputs
+
+        loss, outputs = super().compute_loss(pairs_of, given, return_outputs=True)
         chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
         if p_chosen is not None:
             loss = loss + soft.flip_term(chosen - rejected, p_chosen).mean()
+        self.sizes.append({"pairs": len(chosen)})
         return self.finite(loss * (len(chosen) / self.totals[0]), places)
 
 
@@ -88,7 +119,7 @@ def train_reward(config: RewardConfig, rows: Sequence[PairRow], out: str | Path)
     kept, held_out = split(rows, config.held_out, config.seed)
     running.check_batch(config, kept)
     targets = soft.targets(config, kept)
-    data = data_version(rows, config.soft_labels)
+    data = data_version(rows, config.soft_labels, config.reads_margins)
 
     with running.begin("train reward", config, rows, data, out) as begun:
         if begun.finished is not None:
@@ -156,9 +187,11 @@ def pair_rewards(trainer: Any, rows: Sequence[PairRow]) -> tuple[Rewards, Reward
     """The rewards of chosen and of rejected by the trainer's model, each of shape (rows,)."""
     found = np.empty((2, len(rows)))
     trainer.model.eval()
-    for picked, batch in trainer.batches(rows, _example):
+    for picked in draw.micro_batches(rows, range(len(rows)), trainer.args.per_device_train_batch_size):
+        batch = trainer._prepare_inputs(trainer.batch([rows[place] for place in picked]))
+        sides = batch.pop("sides")
         with torch.no_grad(), trainer.compute_loss_context_manager():
-            scores = trainer.model(**batch, use_cache=False).logits  # (2 · size, 1)
+            scores = trainer.model(**batch, use_cache=False).logits[sides]  # (2 · pairs, 1)
         found[:, picked] = scores.double().cpu().numpy().reshape(2, -1)
     return found[0], found[1]
 
@@ -182,22 +215,3 @@ def _save(begun: running.Begun, trainer: Any, folder: Path) -> None:
     """The whole model, with LoRA merged: vLLM serves no adapters of reward models."""
     begun.save(trainer, folder, merge=True)
     begun.tokenizer.hf.save_pretrained(folder)  # with the pad token
-
-
-def _dataset(
-    config: RewardConfig, rows: Sequence[PairRow], targets: Sequence[float] | None
-) -> datasets.Dataset:
-    columns: dict[str, Any] = {name: [] for name in _example(rows[0])} | {running.ROW: list(range(len(rows)))}
-    for row in rows:
-        for name, ids in _example(row).items():
-            columns[name].append(np.asarray(ids, dtype=np.int32))
-    if config.margin_scale:
-        columns["margin"] = [config.margin_scale * (row.margin or 0.0) for row in rows]
-    if targets is not None:
-        columns[soft.COLUMN] = list(targets)
-    return datasets.Dataset.from_dict(columns)
-
-
-def _example(row: PairRow) -> dict[str, list[int]]:
-    return {"chosen_ids": [*row.prompt_ids, *row.chosen_ids],
-            "rejected_ids": [*row.prompt_ids, *row.rejected_ids]}  # fmt: skip

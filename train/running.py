@@ -27,7 +27,7 @@ from gavel.command import say
 from gavel.errors import CheckFailed, InputError
 from gavel.tokenizer import HfTokenizer
 from gavel.weights import weights_version
-from train import models, soft
+from train import models
 from train.callbacks import Bar, Checkpoints, Metrics, stopping
 from train.config import SCHEDULES, TrainConfig
 from train.output import Output, step_of
@@ -36,22 +36,18 @@ from train.rows import Row
 C = TypeVar("C", bound=TrainConfig)
 
 ROW = "row"  # column: a row's place in the data
-#: Columns of a data set that TRL's collators would drop, and their types in a batch.
-CARRIED = {ROW: torch.int64, soft.COLUMN: torch.float32}
 _NAMED = 8  # rows that an error names
 
 
 @dataclass(frozen=True)
 class Carrying:
-    """A collator that lets more columns through. collate: TRL's own."""
+    """A collator that lets the places of rows through. collate: TRL's own."""
 
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]]
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collate(examples)
-        for name, kind in CARRIED.items():
-            if name in examples[0]:
-                batch[name] = torch.tensor([example[name] for example in examples], dtype=kind)
+        batch[ROW] = torch.tensor([example[ROW] for example in examples])
         return batch
 
 
@@ -113,7 +109,8 @@ class ExactRows:
 
     def _set_signature_columns_if_needed(self: Any) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
-        self._signature_columns += [name for name in CARRIED if name not in self._signature_columns]
+        if ROW not in self._signature_columns:
+            self._signature_columns.append(ROW)
 
     def _get_train_sampler(self: Any, *args: Any) -> Any:
         if not self.by_length:
@@ -125,27 +122,22 @@ class ExactRows:
         """What the means of the objective are divided by, of a collated micro-batch, shape (means,)."""
         raise NotImplementedError
 
+    def arranged(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The micro-batches that the rows of a step are trained in: as many, none of them lost."""
+        return batches
+
     def get_batch_samples(self: Any, *args: Any) -> Any:
         """Counts what the means over the whole batch are divided by."""
         batches, items = super().get_batch_samples(*args)  # type: ignore[misc]
+        batches = self.arranged(batches)
         self.stepping = False
         self._places = [place for batch in batches for place in batch[ROW].tolist()]
         if batches:
-            counts = torch.stack([self.counts(batch) for batch in batches]).sum(dim=0)
+            counts = torch.stack([self.counts(batch) for batch in batches if len(batch[ROW])]).sum(dim=0)
             counts = self.accelerator.gather(counts.to(self.accelerator.device)[None]).sum(dim=0)
             # gradients are averaged over processes, the objective is a sum over their shares
             self.totals = (counts / self.accelerator.num_processes).tolist()
         return batches, items
-
-    def batches(
-        self: Any, rows: Sequence[Row], example: Callable[[Any], dict[str, Any]]
-    ) -> Iterator[tuple[list[int], Any]]:
-        """Rows as collated batches, each with their places; longest first, so that batches pad little."""
-        order = sorted(range(len(rows)), key=lambda place: -rows[place].length)
-        size = self.args.per_device_train_batch_size
-        for start in range(0, len(rows), size):
-            picked = order[start : start + size]
-            yield picked, self._prepare_inputs(self.data_collator([example(rows[i]) for i in picked]))
 
     def finite(self: Any, loss: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """The loss of a micro-batch. Raises NotANumber, naming its rows."""

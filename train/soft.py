@@ -16,7 +16,7 @@ takes as label_smoothing, and for the other losses.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,6 @@ import torch
 from gavel.errors import InputError
 from train.config import PairConfig
 from train.data import PairRow
-
-#: Of the examples and batches, beside TRL's own columns.
-COLUMN = "p_chosen"
 
 
 @dataclass(frozen=True)
@@ -102,16 +99,3 @@ def logits_of(
         ratios = ratios / mask.sum(dim=1).clamp(min=1)
     chosen, rejected = ratios.chunk(2)
     return beta * (chosen - rejected)
-
-
-class Overheard:
-    """A model whose last log-probabilities are kept: TRL returns the loss alone."""
-
-    def __init__(self, model: Callable[..., Any]) -> None:
-        self._model = model
-        self.log_probs: torch.Tensor | None = None
-
-    def __call__(self, **inputs: Any) -> Any:
-        outputs = self._model(**inputs)
-        self.log_probs = outputs.log_probs
-        return outputs

@@ -1,0 +1,173 @@
+"""DPO's options beside its loss: what goes together, a reference that moves, a base of four bits."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_train_dpo import (
+    logps,
+    one_thread,
+    planted,
+    same_weights,
+    settings,
+    steps_of,
+    tiny_model,
+    weights_of,
+)
+
+from gavel.errors import InputError
+
+pytestmark = pytest.mark.engine
+__all__ = ["one_thread"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"divergence": "js_divergence", "loss": {"nca_pair": 1.0}}, "--divergence: nca_pair knows reverse_kl"),
+     ({"divergence": "nonesuch"}, "--divergence: must be one of"),
+     ({"ld_alpha": 1.5}, "--ld-alpha: must be in"),
+     ({"ld_alpha": 0.5, "reference": "samples"}, "--ld-alpha: needs log-probabilities per token"),
+     ({"ld_alpha": 0.5, "label_smoothing": 0.1}, "--ld-alpha: does not go with soft labels"),
+     ({"divergence": "forward_kl", "soft_labels": True}, "--divergence: does not go with soft labels"),
+     ({"wpo": True, "soft_labels": True}, "--wpo: does not go with soft labels"),
+     ({"wpo": True, "loss": {"aot": 1.0}}, "--wpo: aot and aot_unpaired sort"),
+     ({"discopop_tau": 0.0}, "--discopop-tau"),
+     ({"sync_steps": -1}, "--sync-steps"),
+     ({"sync_steps": 2, "lora_r": 4}, "--sync-steps: has no weights to move"),
+     ({"sync_steps": 2, "reference": "samples"}, "--sync-steps: moves the reference"),
+     ({"sync_mixup": 0.0}, "--sync-mixup"),
+     ({"router_aux": -1.0}, "--router-aux"),
+     ({"qlora": True}, "--qlora: needs --lora-r"),
+     ({"qlora": True, "merge": True, "lora_r": 4}, "--merge: needs whole weights"),
+     ({"sharing": "all"}, "--sharing"), ({"draw": "all"}, "--draw")],
+)  # fmt: skip
+def test_settings_that_do_not_go_together_name_their_option(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        settings("m", **({"loss": {"sigmoid": 1.0}} | changes))
+
+
+def test_what_does_not_suit_the_model_is_refused(model: str, tmp_path: Path) -> None:
+    from train.dpo import train_dpo
+
+    with pytest.raises(InputError, match="--router-aux: LlamaForCausalLM has no router"):
+        train_dpo(settings(model, router_aux=0.1), planted(8), tmp_path / "a")
+    with pytest.raises(InputError, match="--lora-target: lm_head is the head"):
+        train_dpo(settings(model, lora_r=4, lora_targets=("lm_head",)), planted(8), tmp_path / "b")
+
+
+# a reference that follows the policy
+
+
+def test_the_reference_follows_the_policy(model: str, tmp_path: Path) -> None:
+    """Going the whole way after every step it is the policy before the step: all margins are 0."""
+    from train.dpo import train_dpo
+
+    rows, base = planted(32), settings(model, loss={"sigmoid": 1.0}, learning_rate=3e-3)
+    summary = train_dpo(replace(base, sync_steps=1, sync_mixup=1.0), rows, tmp_path / "moving")
+    train_dpo(base, rows, tmp_path / "still")
+    assert summary["reference"] == "moving"
+    moving, still = (steps_of(tmp_path / name) for name in ("moving", "still"))
+    assert moving[0]["loss"] == pytest.approx(still[0]["loss"], rel=1e-5)
+    assert [s["rewards/margins"] for s in moving] == pytest.approx([0.0] * len(moving), abs=1e-5)
+    assert still[-1]["rewards/margins"] > 0.1
+
+
+def test_a_reference_that_never_came_to_move_is_the_precomputed_one(model: str, tmp_path: Path) -> None:
+    from train.dpo import train_dpo
+
+    rows = planted(24)
+    train_dpo(settings(model, sync_steps=100), rows, tmp_path / "moving")
+    train_dpo(settings(model), rows, tmp_path / "still")
+    assert same_weights(tmp_path / "moving", tmp_path / "still", atol=1e-6)
+
+
+def test_it_moves_by_the_part_that_is_asked(model: str, tmp_path: Path) -> None:
+    """α · policy + (1 − α) · reference, once after the second of three steps."""
+    import torch
+    from safetensors.torch import load_file
+
+    from train.dpo import train_dpo
+
+    config = settings(model, sync_steps=2, sync_mixup=0.25, save_steps=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.output.Output.finish", lambda self, summary: None)  # it frees the checkpoints
+        train_dpo(config, planted(24), tmp_path / "out")
+    checkpoint = tmp_path / "out" / "checkpoints" / "checkpoint-2"
+    moved, policy = (
+        load_file(checkpoint / "reference.safetensors"),
+        load_file(checkpoint / "model.safetensors"),
+    )
+    start = weights_of(Path(model))
+    for name, value in start.items():
+        assert torch.allclose(moved[name], 0.25 * policy[name] + 0.75 * value, atol=1e-6), name
+    assert any(not torch.equal(policy[name], value) for name, value in start.items())
+
+
+def test_stopped_and_run_again_a_moving_reference_ends_the_same(model: str, tmp_path: Path) -> None:
+    from train import callbacks
+    from train.dpo import train_dpo
+
+    rows, config = planted(29), settings(model, epochs=3, sync_steps=2, sync_mixup=0.5, scheduler="linear")
+    train_dpo(config, rows, tmp_path / "straight")
+    original = callbacks.Checkpoints.on_step_end
+
+    def stop_at_five(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, args, state, control, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks.Checkpoints, "on_step_end", stop_at_five)
+        with pytest.raises(KeyboardInterrupt):
+            train_dpo(config, rows, tmp_path / "stopped")
+    train_dpo(config, rows, tmp_path / "stopped")
+    assert same_weights(tmp_path / "straight", tmp_path / "stopped")
+
+
+# four bits
+
+
+def test_without_bitsandbytes_the_extra_is_named(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train.dpo import train_dpo
+
+    monkeypatch.setattr("train.models.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"--qlora: needs bitsandbytes") as no:
+        train_dpo(settings(model, qlora=True, lora_r=4), planted(8), tmp_path / "out")
+    assert "gavel[qlora]" in str(no.value)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is an extra")
+def test_an_adapter_learns_over_four_bits(model: str, tmp_path: Path) -> None:
+    """The base keeps its four bits, the adapter is what is saved, and the preference is learned."""
+    from peft import AutoPeftModelForCausalLM
+
+    from train import models
+    from train.dpo import train_dpo
+
+    loaded = models.load(model, __import__("torch").float32, four_bit=True)
+    assert type(loaded.model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+    rows = planted(64)
+    config = settings(model, qlora=True, lora_r=8, loss={"sigmoid": 1.0}, learning_rate=2e-2, epochs=4)
+    summary = train_dpo(config, rows, tmp_path / "out")
+    assert summary["reference"] == "pass" and summary["sharing"] == "prompts"
+    assert summary["metrics"]["rewards/accuracies"] > 0.9
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+    merged = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out").merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    gain = [
+        sum(c - r for c, r in logps(path, planted(16, seed=1))) for path in (model, str(tmp_path / "merged"))
+    ]
+    assert gain[1] > gain[0] + 8

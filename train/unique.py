@@ -1,0 +1,166 @@
+"""Each completion through the model once, however many pairs name it, and each prompt once where that can be.
+
+How far it goes is one of `train.config.SHARING`:
+
+    prompts       one row without padding, every prompt once (`train.forest`)
+    completions   a padded batch of unique sequences
+    off           a padded batch of all sequences, as TRL has it
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from train import forest
+from train.data import PairRow
+
+_FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")  # of TRL's fused head
+
+
+@dataclass(frozen=True)
+class Unique:
+    """The sequences of some pairs, each once.
+
+    prompts: token ids. completions: the prompt that each answers, and its token ids. sides: the completion
+    that is chosen in each pair, then the one rejected in each, (2 · pairs,).
+    """
+
+    prompts: list[Sequence[int]]
+    completions: list[tuple[int, Sequence[int]]]
+    sides: torch.Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[PairRow], merge: bool = True) -> Unique:
+        """merge: False gives every pair two sequences of its own."""
+        prompts: dict[bytes, int] = {}
+        completions: dict[Any, int] = {}
+        unique = cls([], [], torch.empty(2 * len(rows), dtype=torch.long))
+        for number, row in enumerate(rows):
+            prompt = prompts.setdefault(key_of(row.prompt_ids), len(prompts))
+            if prompt == len(unique.prompts):
+                unique.prompts.append(row.prompt_ids)
+            for side, ids in enumerate((row.chosen_ids, row.rejected_ids)):
+                key = (prompt, key_of(ids)) if merge else (number, side)
+                place = completions.setdefault(key, len(completions))
+                if place == len(unique.completions):
+                    unique.completions.append((prompt, ids))
+                unique.sides[side * len(rows) + number] = place
+        return unique
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence, prompt and completion."""
+        return [len(self.prompts[prompt]) + len(ids) for prompt, ids in self.completions]
+
+    def spread(self) -> torch.Tensor:
+        """For each pair's chosen, then rejected completion, where its tokens stand when those of all
+        completions follow one another; one past the end where it has no more: (2 · pairs, R)."""
+        lengths = torch.tensor([len(ids) for _, ids in self.completions])
+        step = torch.arange(int(lengths.max()))
+        places = (lengths.cumsum(0) - lengths)[:, None] + step
+        return places.masked_fill(step >= lengths[:, None], int(lengths.sum()))[self.sides]
+
+    def padded(self, pad: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whole sequences and which of their places hold a token, each (C, T)."""
+        whole = [torch.tensor([*self.prompts[prompt], *ids]) for prompt, ids in self.completions]
+        input_ids = pad_sequence(whole, batch_first=True, padding_value=pad)
+        return input_ids, torch.arange(input_ids.shape[1]) < torch.tensor(self.lengths)[:, None]
+
+
+def key_of(ids: Sequence[int]) -> bytes:
+    """What token ids are told apart by."""
+    return array("i", ids).tobytes()
+
+
+class Scored:
+    """What stands in for a model where TRL computes its loss: one forward over unique sequences, its values
+    handed out to the pairs, zeros where a completion has ended.
+
+    Args:
+        forward: `by_prompts` or `by_rows`. model: with TRL's fused head.
+
+    Attributes:
+        log_probs: of the last call, (2 · pairs, R), chosen first.
+    """
+
+    def __init__(self, forward: Callable[..., Any], model: Any, unique: Unique, device: torch.device) -> None:
+        self._forward, self._model, self._unique, self._device = forward, model, unique, device
+        self._spread = unique.spread().to(device)
+        self.log_probs: torch.Tensor | None = None
+
+    def __call__(self, output_router_logits: bool | None = None, **inputs: Any) -> Any:
+        more = {"output_router_logits": True} if output_router_logits else {}
+        outputs, counted = self._forward(self._model, self._unique, self._device, **more)
+        handed = SimpleNamespace(aux_loss=outputs.aux_loss)
+        for name in _FIELDS:
+            values = getattr(outputs, name)
+            if values is not None:
+                values = values[counted]  # (tokens of completions,)
+                values = torch.cat([values, values.new_zeros(1)])[self._spread]
+            setattr(handed, name, values)
+        self.log_probs = handed.log_probs
+        return handed
+
+
+def by_prompts(model: Any, unique: Unique, device: torch.device) -> tuple[Any, Any]:
+    """TRL's output for the tokens of completions, one after another, and the index of these in its fields.
+    The model needs `forest.install`."""
+    # a leaf predicts its completion: it begins with the prompt's last token and lacks the completion's own
+    grown = forest.plant(
+        [ids[:-1] for ids in unique.prompts],
+        [(prompt, [unique.prompts[prompt][-1], *ids[:-1]]) for prompt, ids in unique.completions],
+    ).to(device)
+    labels = torch.tensor([[token for _, ids in unique.completions for token in ids]], device=device)
+    outputs = model(input_ids=grown.input_ids, position_ids=grown.position_ids, shift_labels=labels,
+                    fused_lm_head=True, forest=grown)  # fmt: skip
+    return outputs, 0
+
+
+def by_rows(model: Any, unique: Unique, device: torch.device, **more: Any) -> tuple[Any, Any]:
+    """The same from a padded batch. more: for the model."""
+    input_ids, real = unique.padded()
+    prompt = torch.tensor([len(unique.prompts[at]) for at, _ in unique.completions])
+    counted = (real & (torch.arange(input_ids.shape[1]) >= prompt[:, None])).to(device)
+    input_ids = input_ids.to(device)
+    outputs = model(input_ids=input_ids, attention_mask=real.long().to(device), fused_lm_head=True,
+                    labels=input_ids.masked_fill(~counted, -100), **more)  # fmt: skip
+    return outputs, counted[:, 1:]
+
+
+def try_prompts(model: Any, rows: Sequence[PairRow], device: torch.device, tolerance: float) -> str | None:
+    """Installs what `by_prompts` needs, if both forwards then agree.
+
+    Args:
+        model: the causal language model itself, not an adapter around it. rows: pairs to try them on.
+        tolerance: mean |Δ log-probability| per token at which they agree.
+
+    Returns: what stands in the way; nothing is changed then.
+    """
+    unique = Unique.of(rows)
+
+    def scores(forward: Callable[..., Any]) -> torch.Tensor:
+        outputs, counted = forward(model, unique, device)
+        return outputs.log_probs[counted].double()
+
+    training, undo = model.training, None
+    model.eval()  # dropout would make them differ
+    try:
+        with torch.no_grad():
+            plain = scores(by_rows)
+            undo = forest.install(model)
+            apart = float((scores(by_prompts) - plain).abs().mean())
+        problem = None if apart < tolerance else f"log-probabilities differ by {apart:.2g} per token"
+    except (NotImplementedError, TypeError, ValueError, AttributeError, KeyError) as error:
+        problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    finally:
+        model.train(training)
+    if problem and undo:
+        undo()
+    return problem
