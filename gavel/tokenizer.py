@@ -194,7 +194,7 @@ class HfTokenizer:
         opened: the prompt ended with the opening tag, which is not repeated.
         """
         if not self.begins_thinking(text):
-            return self.text_ids(text)
+            return self.text_ids(text.lstrip().removeprefix(DEFAULT.open) if opened else text)
         opens, closes = (self._special_id[tag] for tag in DEFAULT)
         space, _, body = text.partition(DEFAULT.open)
         thinking, closed, answer = body.partition(DEFAULT.close)

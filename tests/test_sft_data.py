@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers_made import FAMILIES
 
 from gavel.demonstrations import Demonstration, Kind
-from gavel.errors import InputError, RunDirError
+from gavel.errors import InputError, RowError, RunDirError
 from gavel.packed import pack_ids
 from gavel.records import Completion, Judgment, Message, Prompt, digest, prompt_id
 from gavel.rows import BadRows, Row
@@ -121,6 +121,12 @@ def test_an_opening_tag_in_the_prompt_is_not_repeated() -> None:
     messages = [Message("user", "q"), Message("assistant", "<think>hm</think>a")]
     (row,) = conversation_rows(messages, tokenizer, "f:1")
     assert tokenizer.hf.decode(answers(row)[0]) == "hm</think>a<|im_end|>"
+    with pytest.raises(RowError, match="without thinking"):
+        conversation_rows([messages[0], Message("assistant", "a")], tokenizer, "f:1")
+    words = FAMILIES["neox"]()  # has no tokens for the tags
+    words.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}<|assistant|><think>"
+    (row,) = conversation_rows(messages, HfTokenizer(words), "f:1")
+    assert words.decode(answers(row)[0][:-1]) == "hm</think>a"
 
 
 def test_what_no_engine_would_be_asked_for_is_context(tokenizers: dict[str, HfTokenizer]) -> None:

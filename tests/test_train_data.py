@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from gavel.cli import train
 from gavel.errors import InputError, RunDirError
 from gavel.packed import pack_ids
 from gavel.records import Completion, Message, PreferencePair, Prompt, digest, prompt_id
@@ -293,7 +292,6 @@ def test_publishing_moves_the_configuration_last(tmp_path: Path) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    assert [p.name for p in train.commands["dpo"].params if p.name == "learning_rate"]
     code = (
         "import sys; from gavel.cli import train; from click.testing import CliRunner;"
         "r = CliRunner().invoke(train, ['dpo', '--help']); assert r.exit_code == 0, r.output;"

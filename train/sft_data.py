@@ -121,7 +121,7 @@ def read_rows(
         try:
             made = conversation_rows(shown.messages, tokenizer, shown.row.where)
         except RowError as error:
-            bad.add(RowError(error.what, where=error.where or shown.row.where))
+            bad.add(RowError(error.what, where=error.where or shown.row.where, hint=error.hint))
             continue
         if not made:
             encoder.left_out["empty completion"] += 1
@@ -137,7 +137,7 @@ def conversation_rows(messages: Sequence[Message], tokenizer: HfTokenizer, where
     template renders it otherwise (without its thinking, say), the later turn has a row of its own. Empty
     turns are context only; there may be no row.
 
-    Raises RowError when the template refuses the conversation.
+    Raises RowError when the template refuses the conversation, or begins a thinking that an answer lacks.
     """
     rows: list[SftRow] = []
     ids, spans = array("i"), list[Span]()
@@ -174,6 +174,9 @@ def _turn(messages: Sequence[Message], prompt: array[int], tokenizer: HfTokenize
         if whole[: len(prompt)] == prompt and tokenizer.decode(said).strip() == text.strip():
             return said + array("i", [end])
     opened = tokenizer.decode(prompt[-8:]).rstrip().endswith(DEFAULT.open)
+    if opened and not text.lstrip().startswith(DEFAULT.open):
+        raise RowError("an answer without thinking, and the chat template's prompt begins one",
+                       hint="Some templates take --chat-template-arg enable_thinking=false.")  # fmt: skip
     return array("i", [*tokenizer.answer_ids(text, opened=opened), end])
 
 
