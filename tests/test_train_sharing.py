@@ -315,6 +315,28 @@ def test_a_model_that_computes_otherwise_is_found_out(monkeypatch: pytest.Monkey
     assert why is not None and "differ" in why
 
 
+def test_a_model_that_stumbles_over_a_forest_trains_without_but_memory_is_no_such_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    from train import forest
+
+    def fails(error: Exception) -> Any:
+        def attend(*args: Any, **kwargs: Any) -> Any:
+            raise error
+
+        return attend
+
+    rows = prompts_with([2, 3])
+    monkeypatch.setitem(forest.AttentionInterface._global_mapping, forest.NAME, fails(RuntimeError("shapes")))
+    assert deltas(small("llama"), rows)[0] == "shapes"
+    error = torch.OutOfMemoryError("out of memory")
+    monkeypatch.setitem(forest.AttentionInterface._global_mapping, forest.NAME, fails(error))
+    with pytest.raises(torch.OutOfMemoryError):
+        deltas(small("llama"), rows)
+
+
 def test_a_router_with_a_loss_of_its_own_trains_as_in_trl(tmp_path: Path) -> None:
     """Its loss is a mean over the tokens forwarded, so none is left out."""
     from gavel.tokenizer import HfTokenizer

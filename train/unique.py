@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from train import forest
 from train.data import PairRow
+from train.running import out_of_memory
 
 _FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")  # of TRL's fused head
 
@@ -157,8 +158,10 @@ def try_prompts(model: Any, rows: Sequence[PairRow], device: torch.device, toler
             undo = forest.install(model)
             apart = float((scores(by_prompts) - plain).abs().mean())
         problem = None if apart < tolerance else f"log-probabilities differ by {apart:.2g} per token"
-    except (NotImplementedError, TypeError, ValueError, AttributeError, KeyError) as error:
-        problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+        if out_of_memory(error):
+            raise
+        problem = (str(error).strip() or type(error).__name__).splitlines()[0]
     finally:
         model.train(training)
     if problem and undo:
