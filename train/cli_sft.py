@@ -25,7 +25,7 @@ _KINDS = ("auto", "text", "instruction", "chat")  # gavel.demonstrations.Kind: a
     type=click.Choice(_KINDS),
     default="auto",
     show_default=True,
-    help="What the rows of SRC are; auto: as their columns say.",
+    help="What the rows of SRC are; auto: as their columns say. Texts are packed into rows of --max-length.",
 )
 @click.option(
     "--judgments", metavar="PASS", help="Whose scores choose from RUN; the newest pass unless given."

@@ -334,7 +334,7 @@ def check_batch(config: TrainConfig, rows: Sequence[Row]) -> None:
     if len(rows) < config.batch_size:
         noun = rows[0].noun
         few = f"{len(rows):,} {noun} to train on are fewer than one batch of {config.batch_size:,}"
-        raise InputError(few, where="--batch-size", hint=f"Lower it, or make more {noun}.")  # fmt: skip
+        raise InputError(few, where="--batch-size", hint=f"Lower it, or make more {noun}.")
 
 
 def check_rows(config: TrainConfig, rows: Sequence[Row]) -> None:
