@@ -12,7 +12,7 @@ from gavel.errors import InputError
 from gavel.options import engine_config, engine_options, source_options
 from judge.methods import check_judge, method_options
 from train.config import PpoConfig
-from train.options import optimisation, setting, settings_of
+from train.options import optimisation, setting, settings_of, spread
 
 if TYPE_CHECKING:
     from gavel.engines import EngineConfig
@@ -61,6 +61,8 @@ if TYPE_CHECKING:
 @engine_options
 def ppo(as_json: bool, **options: Any) -> None:
     """Reads the prompts, opens policy and judge, trains."""
+    if spread(options):
+        return
     from gavel.engines import open_engine
     from gavel.records import Sampling
     from generate.stage import GenerateConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,33 +80,6 @@ class Models:
         else:
             with self.module.policy.disable_adapter():
                 yield self.module.policy
-
-
-def merged(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a model with a LoRA adapter as those of a model without one: W + scaling · B A (Hu et
-    al. 2021, arXiv 2106.09685, eq. 3). Nothing is changed in place, so training goes on to the bit.
-
-    Args:
-        model: a peft model. state: its state, by the names it has there.
-    """
-    base = {name.removeprefix("base_model.model."): weight for name, weight in state.items()}
-    adapted = {
-        name.removeprefix("base_model.model."): layer
-        for name, layer in model.named_modules() if hasattr(layer, "lora_A")
-    }  # fmt: skip
-    found = {}
-    for name, weight in base.items():
-        layer, inside, end = name.partition(".base_layer.")
-        if not inside:
-            if ".lora_" not in name:
-                found[name] = weight
-            continue
-        if end == "weight":
-            a, b = (base[f"{layer}.lora_{side}.default.weight"] for side in "AB")
-            delta = adapted[layer].scaling["default"] * (b @ a)
-            weight = weight + (delta.T if adapted[layer].fan_in_fan_out else delta).to(weight.dtype)
-        found[f"{layer}.{end}"] = weight
-    return found
 
 
 def load(config: PpoConfig, tokenizer: HfTokenizer, dtype: torch.dtype) -> Models:

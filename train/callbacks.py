@@ -17,6 +17,7 @@ from transformers.trainer_callback import ProgressCallback
 from gavel.command import say
 from gavel.errors import CheckFailed
 from gavel.rundir import JsonlWriter
+from train import group
 from train.output import Output
 
 CHECKPOINT_S = 300.0  # between checkpoints, unless steps are counted
@@ -31,7 +32,7 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
     """Appends every log step to metrics.jsonl; a loss that is not a number stops the run."""
 
     def __init__(self, output: Output) -> None:
-        self._writer = JsonlWriter(output.metrics_path)
+        self._writer = JsonlWriter(output.metrics_path) if group.is_main() else None
         self._said = time.monotonic()
         self.last: dict[str, Any] = {}
 
@@ -46,18 +47,19 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
         if not math.isfinite(logs["loss"]) or not math.isfinite(norm):
             raise CheckFailed(
                 f"loss {logs['loss']}, gradient norm {norm} at step {state.global_step}",
-                where=str(self._writer.path),
                 hint="Lower --learning-rate, or train with --precision fp32.",
             )
         kept = {k: _number(v) for k, v in logs.items() if k not in _RESTARTED}
         self.last = {"step": state.global_step, **kept}
-        self._writer.append_line(json.dumps(self.last).encode() + b"\n")
+        if self._writer is not None:
+            self._writer.append_line(json.dumps(self.last).encode() + b"\n")
         if time.monotonic() - self._said > SAY_S and not sys.stderr.isatty():
             self._said = time.monotonic()
             say(f"step {state.global_step}/{state.max_steps}: loss {logs['loss']:.4g}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _number(value: Any) -> Any:
@@ -83,7 +85,8 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         self.stop_requested = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        unsaved_s = time.monotonic() - self._saved
+        self.stop_requested = group.any_of(self.stop_requested)
+        unsaved_s = group.of_main(time.monotonic() - self._saved)
         if state.global_step >= state.max_steps:
             control.should_save |= unsaved_s > LAST_CHECKPOINT_S  # in case saving the model is interrupted
         elif self._save_steps:

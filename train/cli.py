@@ -23,7 +23,7 @@ from train.config import (
     RewardConfig,
     TrainConfig,
 )
-from train.options import F, account, common, data_and_out, given, setting, together
+from train.options import F, account, common, data_and_out, given, setting, spread, together
 
 _MEASURED = "measured"
 
@@ -121,6 +121,8 @@ def _flip_rate(ctx: click.Context, param: click.Parameter, value: str) -> float 
 @setting(DpoConfig, "audit_rows", "Pairs that the audit reads.", type=int)
 def dpo(**options: Any) -> None:
     """Reads the pairs, trains, prints the summary."""
+    if spread(options):
+        return
     config = DpoConfig(**_settings(DpoConfig, options) | {"loss": _weights(options["loss"])})
     rows, account = _pairs(config, options)
 
@@ -158,6 +160,8 @@ def dpo(**options: Any) -> None:
 @_draw(RewardConfig)
 def reward(**options: Any) -> None:
     """Reads the pairs, trains, prints the summary and what held-out pairs say."""
+    if spread(options):
+        return
     config = RewardConfig(**_settings(RewardConfig, options))
     rows, account = _pairs(config, options)
 

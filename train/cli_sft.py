@@ -9,7 +9,7 @@ import click
 from gavel.command import command, emit, say
 from gavel.errors import InputError
 from train.config import CHAT_TEMPLATES, SftConfig
-from train.options import account, common, data_and_out, given, setting
+from train.options import account, common, data_and_out, given, setting, spread
 
 _KINDS = ("auto", "text", "instruction", "chat")  # gavel.demonstrations.Kind: a test holds them equal
 
@@ -42,6 +42,8 @@ _KINDS = ("auto", "text", "instruction", "chat")  # gavel.demonstrations.Kind: a
 @click.option("--merge", is_flag=True, help="Save the merged model, the adapter beside it.")
 def sft(**options: Any) -> None:
     """Reads the rows, trains, prints the summary."""
+    if spread(options):
+        return
     config = SftConfig(**given(SftConfig, options))
     rows, read = _rows(config, options)
 

@@ -92,9 +92,19 @@ class TrainConfig:
     @property
     def micro_batch_size(self) -> int:
         """Rows per forward pass."""
-        if self.micro_batch is not None:
-            return self.micro_batch
-        return _divisor(self.batch_size, _DEFAULT_MICRO)
+        return self.micro_batch_on(1)
+
+    def micro_batch_on(self, processes: int) -> int:
+        """Rows per forward pass on one of so many processes. Raises InputError where the batch cannot be
+        divided among them."""
+        _need("batch_size", self.batch_size % processes == 0,
+              f"must be a multiple of --processes {processes}")  # fmt: skip
+        share = self.batch_size // processes
+        if self.micro_batch is None:
+            return _divisor(share, _DEFAULT_MICRO)
+        _need("micro_batch", share % self.micro_batch == 0,
+              f"must divide the {share} rows that each of {processes} processes has of a batch")  # fmt: skip
+        return self.micro_batch
 
     @property
     def halved_micro_batch(self) -> int | None:

@@ -31,7 +31,7 @@ from trl import DPOTrainer
 
 from gavel.command import say
 from gavel.errors import InputError
-from train import draw, models, running, soft
+from train import draw, exact, group, models, running, soft
 from train.config import CONSERVATIVE, WITHIN_MICRO_BATCH, DpoConfig
 from train.data import PairRow, data_version
 from train.draw import SharedPairs
@@ -61,6 +61,7 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
     """
 
     rows: Sequence[PairRow]
+    counted_by = _COUNTED_BY
 
     def __init__(self, config: DpoConfig, rows: Sequence[PairRow], precision: str, loaded: models.Loaded,
                  targets: Sequence[float] | None = None, **settings: Any) -> None:  # fmt: skip
@@ -69,15 +70,13 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
         self.reference: Reference | None = None
         self._moving: Moving | None = None
         super().__init__(
-            model=loaded.model, train_dataset=draw.places(len(rows)), data_collator=draw.bare, **settings
+            model=loaded.model, train_dataset=exact.places_of(len(rows)), data_collator=list, **settings
         )
         self.carry()
         self.by_length = not any(config.loss.get(name) for name in WITHIN_MICRO_BATCH)
         self.together = config.draw == "prompts"
         self._weights = dict(config.loss)
         self._aux_coef: float = self.router_aux_loss_coef
-        self.sizes = []
-        self.counted_by = _COUNTED_BY
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """TRL calls it once the model is ready. What it gives is kept here, not in the data."""
@@ -119,13 +118,13 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
 
     def _pass(self, rows: Sequence[PairRow]) -> tuple[torch.Tensor, torch.Tensor]:
         """Reference log-probabilities of rows."""
-        chosen, rejected = torch.empty(len(rows)), torch.empty(len(rows))  # (rows,)
+        chosen, rejected = torch.zeros(len(rows)), torch.zeros(len(rows))  # (rows,)
         size = self.args.per_device_train_batch_size
-        for picked in draw.micro_batches(rows, range(len(rows)), size, self.merge):
+        for picked in exact.mine(draw.micro_batches(rows, range(len(rows)), size, self.merge)):
             batch = self._prepare_inputs(self._batch([rows[place] for place in picked]))
             c, r = self.compute_ref_log_probs(self._scored(self.model, batch), batch)
             chosen[picked], rejected[picked] = c.float().cpu(), r.float().cpu()
-        return chosen, rejected
+        return group.summed(chosen), group.summed(rejected)
 
     def _scored(self, model: Any, batch: dict[str, Any]) -> Scored:
         """What TRL is to call in place of the model."""
@@ -145,7 +144,6 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
 
     def micro_batch(self, places: Sequence[int]) -> dict[str, Any]:
         batch = self._batch([self.rows[place] for place in places])
-        batch[running.ROW] = torch.tensor(places)
         if self.reference is not None:
             for side, values in (("chosen", self.reference.chosen), ("rejected", self.reference.rejected)):
                 batch[f"ref_{side}_logps"] = torch.tensor([values[place] for place in places])
@@ -159,24 +157,23 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
         pairs = len(mask) // 2
         return torch.stack([torch.tensor(pairs, device=mask.device), mask[:pairs].sum()]).double()
 
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def share_of_loss(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
         """TRL's loss, whose means over this micro-batch are weighed by its share of the batch."""
-        mine = self.counts(inputs).tolist()
+        mine = self.counts(batch).tolist()
         pairs, tokens = (count / total for count, total in zip(mine, self.totals, strict=True))
         self.loss_weights = [self._weights[k] * {"sft": tokens}.get(k, pairs) for k in self.loss_types]
         self.router_aux_loss_coef: float = self._aux_coef * pairs
-        given = dict(inputs)
-        places, p_chosen = given.pop(running.ROW), given.pop(_P_CHOSEN, None)
+        p_chosen = batch.pop(_P_CHOSEN, None)
         if self._moving is not None:
-            reference = self._scored(self._moving.model, dict(given))
-            both = self.compute_ref_log_probs(reference, given)
-            given["ref_chosen_logps"], given["ref_rejected_logps"] = both
-        scored = self._scored(model, given)
-        loss = super().compute_loss(scored, given, *args, **kwargs)
-        if p_chosen is not None:
-            loss = loss + self._flip_terms(scored, given, p_chosen)
-        self.sizes.append(_sizes(given["completion_mask"]))
-        return self.finite(loss, places)
+            reference = self._scored(self._moving.model, dict(batch))
+            both = self.compute_ref_log_probs(reference, batch)
+            batch["ref_chosen_logps"], batch["ref_rejected_logps"] = both
+        scored = self._scored(model, batch)
+        loss: torch.Tensor = DPOTrainer.compute_loss(self, scored, batch)
+        return loss if p_chosen is None else loss + self._flip_terms(scored, batch, p_chosen)
+
+    def sizes_of(self, batch: dict[str, Any]) -> dict[str, float]:
+        return _sizes(batch["completion_mask"])
 
     def _flip_terms(self, scored: Scored, batch: dict[str, Any], p_chosen: torch.Tensor) -> Any:
         """What the targets add to TRL's loss, weighted as its parts are."""

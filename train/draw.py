@@ -8,54 +8,28 @@ bring no more than the 2m sequences that m pairs bring at most.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import datasets
-import numpy as np
-import torch
-
-from train import running
+from train import exact
 from train.data import PairRow
 from train.unique import key_of
 
 
-def places(count: int) -> datasets.Dataset:
-    """A data set of rows' places alone: what is trained on is made of the rows themselves."""
-    return datasets.Dataset.from_dict({running.ROW: range(count)})
+class ByPrompt(exact.Drawn):
+    """The random order that Trainer draws, a prompt's pairs brought together where the first of them came."""
 
-
-def bare(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """A collator that makes nothing of examples: `running.Carrying` adds their places."""
-    return {}
-
-
-class ByPrompt(running.ByLength):
-    """The random order that Trainer draws, a prompt's pairs brought together where the first of them came,
-    and those of one optimiser step arranged in the micro-batches that share most.
-
-    Args:
-        batch: pairs per optimiser step, over all processes. micro: pairs per micro-batch.
-        together: False leaves the pairs of a step those that Trainer drew.
-    """
-
-    def __init__(self, rows: Sequence[PairRow], batch: int, micro: int, seed: int, together: bool) -> None:
-        super().__init__([row.length for row in rows], batch, seed)
-        self._rows, self._micro, self._together = rows, micro, together
+    def __init__(self, rows: Sequence[PairRow], seed: int) -> None:
+        super().__init__(len(rows), seed)
         prompts: dict[bytes, int] = {}
         self._prompts = [prompts.setdefault(key_of(row.prompt_ids), len(prompts)) for row in rows]
 
     def __iter__(self) -> Iterator[int]:
-        order = list(self._drawn)
-        if self._together:
-            first: dict[int, int] = {}
-            for at, place in enumerate(order):
-                first.setdefault(self._prompts[place], at)
-            order.sort(key=lambda place: first[self._prompts[place]])
-        for start in range(0, len(order), self._batch):
-            for micro in micro_batches(self._rows, order[start : start + self._batch], self._micro):
-                yield from micro
+        order = list(super().__iter__())
+        first: dict[int, int] = {}
+        for at, place in enumerate(order):
+            first.setdefault(self._prompts[place], at)
+        yield from sorted(order, key=lambda place: first[self._prompts[place]])
 
 
 def micro_batches(
@@ -98,54 +72,21 @@ def _block(both: tuple[int, int], size: int) -> tuple[int, ...]:
     return high // size, low // size, high, low
 
 
-class SharedPairs(running.ExactRows):
-    """Beside a TRL trainer of pairs: micro-batches are made anew from the rows of a step, by what they share.
+class SharedPairs(exact.ExactRows):
+    """Beside a TRL trainer of pairs: micro-batches are made by what their pairs share.
 
     Attributes:
         together: whether the pairs of a prompt are drawn together. merge: whether completions that pairs have
-            in common go through the model once. sizes: of the micro-batches since the last log, what their
-            metrics are means over. counted_by: which of the sizes, of metrics that are no means over pairs.
+            in common go through the model once.
     """
 
     together = True
     merge = True
-    sizes: list[dict[str, float]]
-    counted_by: Mapping[str, str] = MappingProxyType({})
 
-    def _get_train_sampler(self: Any, *args: Any) -> Any:
+    def order(self: Any) -> exact.Drawn:
+        return ByPrompt(self.rows, self.args.seed) if self.by_length and self.together else super().order()
+
+    def arranged(self: Any, places: list[int]) -> list[list[int]]:
         if not self.by_length:
-            return super()._get_train_sampler(*args)
-        micro = self.args.train_batch_size
-        batch = micro * self.args.gradient_accumulation_steps * self.args.world_size
-        return ByPrompt(self.rows, batch, micro, self.args.seed, self.together)
-
-    def micro_batch(self, places: Sequence[int]) -> dict[str, Any]:
-        """Rows as the inputs of a forward pass, their places under ROW."""
-        raise NotImplementedError
-
-    def arranged(self: Any, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The same rows in as many micro-batches; where fewer do, the first are empty."""
-        drawn = [batch[running.ROW].tolist() for batch in batches]
-        # several processes gather metrics micro-batch by micro-batch, so that theirs must be of one size
-        if self.by_length and self.accelerator.num_processes == 1:
-            places = [place for micro in drawn for place in micro]
-            split = micro_batches(self.rows, places, self.args.train_batch_size, self.merge)
-            drawn = [[]] * (len(drawn) - len(split)) + split
-        return [self.micro_batch(places) if places else _EMPTY for places in drawn]
-
-    def training_step(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        if not len(inputs[running.ROW]):
-            return torch.zeros((), device=self.args.device)
-        return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
-
-    def log(self: Any, logs: dict[str, float], *args: Any) -> None:
-        """TRL's metrics are means over micro-batches; here each counts by what it has."""
-        for name, values in self._metrics["train"].items():
-            if len(values) == len(self.sizes):
-                weights = [sizes[self.counted_by.get(name, "pairs")] for sizes in self.sizes]
-                values[:] = [float(np.average(values, weights=weights))]
-        self.sizes.clear()
-        super().log(logs, *args)  # type: ignore[misc]
-
-
-_EMPTY = {running.ROW: torch.empty(0, dtype=torch.long)}
+            return super().arranged(places)  # type: ignore[no-any-return]
+        return micro_batches(self.rows, places, self.args.train_batch_size, self.merge)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ import click
 
 from gavel.command import key_values, say
 from gavel.options import source_options
+from gavel.processes import in_group, run_on
 from train.config import PRECISIONS, SCHEDULES, TrainConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -90,9 +92,24 @@ def optimisation(kind: type[TrainConfig], rows: str, batch: str = "optimiser ste
         of_kind("save_steps", f"{batch.capitalize()}s between checkpoints; 0: one every five minutes.",
                 type=int),
         of_kind("log_steps", f"{batch.capitalize()}s between lines of metrics.jsonl.", type=int),
+        click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True,
+                     help="Of this machine, that train together; changes speed and memory, not results."),
         click.option("--report-to", multiple=True,
                      help="Tracker that transformers knows (wandb, tensorboard, …)."),
     )  # fmt: skip
+
+
+def spread(options: dict[str, Any]) -> bool:
+    """Runs the command on several processes where that is asked for. Returns whether it was done.
+
+    Raises SystemExit with their exit code where one failed.
+    """
+    count = options.pop("processes")
+    if count == 1 or in_group():
+        return False
+    if code := run_on(count, sys.argv[1:]):
+        sys.exit(code)
+    return True
 
 
 def given(kind: type[TrainConfig], options: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from gavel.errors import InputError, RunDirError
 from gavel.rundir import disk_error, write_atomic
+from train import group
 
 _WHOLE = "whole"
 _STAGING = ".saving"
@@ -42,6 +43,9 @@ class Output:
             RunDirError: another process is training into it.
         """
         output = cls(Path(path))
+        if not group.is_main():  # the first holds the lock and writes for all
+            yield output
+            return
         try:
             output.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
@@ -67,9 +71,12 @@ class Output:
 
         Raises InputError, with what differs, when the directory holds the work of another plan.
         """
+        return group.of_main(self._begin(plan) if group.is_main() else None)
+
+    def _begin(self, plan: dict[str, Any]) -> dict[str, Any] | None:
         plan = json.loads(json.dumps(plan))
         known = self._read()
-        if "summary" not in known and self.newest_checkpoint() is None:
+        if "summary" not in known and self._newest_checkpoint() is None:
             known = {}  # nothing came of the plan that stands there
         if "plan" in known and known["plan"] != plan:
             changes = "\n  ".join(_differences(known["plan"], plan))
@@ -84,6 +91,9 @@ class Output:
 
     def newest_checkpoint(self) -> Path | None:
         """The newest whole checkpoint; torn ones, which only a kill can leave, are removed."""
+        return group.of_main(self._newest_checkpoint() if group.is_main() else None)
+
+    def _newest_checkpoint(self) -> Path | None:
         whole = []
         for folder in self.checkpoints.glob("checkpoint-*"):
             if (folder / _WHOLE).exists():
@@ -93,14 +103,18 @@ class Output:
         return max(whole, key=step_of, default=None)
 
     def mark_whole(self, step: int) -> None:
-        """Marks a checkpoint as complete and removes all but it and the one before."""
+        """Marks a checkpoint as complete, once all processes have written theirs, and removes all but it and
+        the one before."""
+        group.wait()
+        if not group.is_main():
+            return
         (self.checkpoints / f"checkpoint-{step}" / _WHOLE).touch()
         for old in sorted(self.checkpoints.glob("checkpoint-*"), key=step_of)[:-2]:
             shutil.rmtree(old, ignore_errors=True)
 
     def rewind_metrics(self, step: int) -> None:
         """Drops the metrics of steps after `step`, which are about to be done again."""
-        if not self.metrics_path.exists():
+        if not group.is_main() or not self.metrics_path.exists():
             return
         lines = self.metrics_path.read_bytes().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith(b"\n")]
@@ -108,8 +122,11 @@ class Output:
 
     def publish(self, save: Callable[[Path], None]) -> None:
         """Saves a model to a staging directory, then moves it in: config.json last, for without it
-        nothing loads."""
+        nothing loads. `save` is called on all processes, and is to write on the main one."""
         staging = self.path / _STAGING
+        if not group.is_main():
+            save(staging)
+            return
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         try:
@@ -127,6 +144,9 @@ class Output:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Writes the completion marker, then frees the checkpoints."""
+        group.wait()
+        if not group.is_main():
+            return
         self._write(self._read() | {"summary": summary})
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 

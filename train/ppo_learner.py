@@ -26,11 +26,13 @@ from gavel.command import say
 from gavel.errors import InputError
 from gavel.records import seed_for
 from train import ppo_terms as terms
-from train.actor_critic import Models, merged
+from train.actor_critic import Models
 from train.config import SCHEDULES, PpoConfig
+from train.exact import NotANumber
 from train.experience import Evaluated, Experience
+from train.models import merged
 from train.rollout import Rollout, Tokens
-from train.running import NotANumber, less_memory, out_of_memory
+from train.running import less_memory, out_of_memory
 
 T = TypeVar("T")
 

@@ -16,11 +16,11 @@ from gavel.rundir import JsonlWriter
 from train import ppo_terms as terms
 from train.callbacks import CHECKPOINT_S, LAST_CHECKPOINT_S, SAY_S
 from train.config import PpoConfig
+from train.exact import NotANumber
 from train.experience import Experience
 from train.output import Output, step_of
 from train.ppo_learner import Learner
 from train.rollout import Rollout
-from train.running import NotANumber
 
 _SHOWN = ("objective/scores", "objective/kl", "objective/kl_coef", "completions/mean_length",
           "completions/cut_off", "policy/entropy_avg")  # fmt: skip

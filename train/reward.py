@@ -28,7 +28,7 @@ from trl import RewardTrainer
 
 from gavel.errors import InputError
 from gavel.records import digest
-from train import draw, models, running, soft
+from train import draw, exact, group, models, running, soft
 from train.config import RewardConfig
 from train.data import PairRow, data_version
 from train.draw import SharedPairs
@@ -52,11 +52,10 @@ class ExactRewardTrainer(SharedPairs, RewardTrainer):  # type: ignore[misc]
                  targets: Sequence[float] | None = None, **settings: Any) -> None:  # fmt: skip
         self.rows, self.loaded, self._config, self._targets = rows, loaded, config, targets
         super().__init__(
-            model=loaded.model, train_dataset=draw.places(len(rows)), data_collator=draw.bare, **settings
+            model=loaded.model, train_dataset=exact.places_of(len(rows)), data_collator=list, **settings
         )
         self.carry()
         self.together = config.draw == "prompts"
-        self.sizes = []
 
     def batch(self, rows: Sequence[PairRow]) -> dict[str, Any]:
         """Unique sequences, (C, T), and under "sides" which of them the pairs name."""
@@ -66,7 +65,7 @@ class ExactRewardTrainer(SharedPairs, RewardTrainer):  # type: ignore[misc]
 
     def micro_batch(self, places: Sequence[int]) -> dict[str, Any]:
         rows = [self.rows[place] for place in places]
-        batch = self.batch(rows) | {running.ROW: torch.tensor(places)}
+        batch = self.batch(rows)
         if self._config.margin_scale:
             batch["margin"] = torch.tensor([self._config.margin_scale * (row.margin or 0.0) for row in rows])
         if self._targets is not None:
@@ -77,10 +76,9 @@ class ExactRewardTrainer(SharedPairs, RewardTrainer):  # type: ignore[misc]
         """(1,): pairs."""
         return torch.tensor([len(batch["sides"]) // 2]).double()
 
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def share_of_loss(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
         """TRL's loss, whose mean over this micro-batch is weighed by its share of the batch."""
-        given = dict(inputs)
-        places, sides, p_chosen = given.pop(running.ROW), given.pop("sides"), given.pop("p_chosen", None)
+        sides, p_chosen = batch.pop("sides"), batch.pop("p_chosen", None)
 
         def pairs_of(**sequences: Any) -> Any:
             """What TRL calls in place of the model: the rewards of chosen, then rejected, (2 · pairs, 1)."""
@@ -89,12 +87,14 @@ class ExactRewardTrainer(SharedPairs, RewardTrainer):  # type: ignore[misc]
             outputs.logits = outputs.logits[sides]
             return outputs
 
-        loss, outputs = super().compute_loss(pairs_of, given, return_outputs=True)
+        loss, outputs = RewardTrainer.compute_loss(self, pairs_of, batch, return_outputs=True)
         chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
         if p_chosen is not None:
             loss = loss + soft.flip_term(chosen - rejected, p_chosen).mean()
-        self.sizes.append({"pairs": len(chosen)})
-        return self.finite(loss * (len(chosen) / self.totals[0]), places)
+        return loss * (len(chosen) / self.totals[0])
+
+    def sizes_of(self, batch: dict[str, Any]) -> dict[str, float]:
+        return {"pairs": len(batch["sides"]) / 2}
 
 
 def train_reward(config: RewardConfig, rows: Sequence[PairRow], out: str | Path) -> dict[str, Any]:
@@ -185,15 +185,17 @@ def split(rows: Sequence[PairRow], held_out: float, seed: int) -> tuple[list[Pai
 
 def pair_rewards(trainer: Any, rows: Sequence[PairRow]) -> tuple[Rewards, Rewards]:
     """The rewards of chosen and of rejected by the trainer's model, each of shape (rows,)."""
-    found = np.empty((2, len(rows)))
+    found = torch.zeros(2, len(rows), dtype=torch.float64)
     trainer.model.eval()
-    for picked in draw.micro_batches(rows, range(len(rows)), trainer.args.per_device_train_batch_size):
+    size = trainer.args.per_device_train_batch_size
+    for picked in exact.mine(draw.micro_batches(rows, range(len(rows)), size)):
         batch = trainer._prepare_inputs(trainer.batch([rows[place] for place in picked]))
         sides = batch.pop("sides")
         with torch.no_grad(), trainer.compute_loss_context_manager():
             scores = trainer.model(**batch, use_cache=False).logits[sides]  # (2 · pairs, 1)
-        found[:, picked] = scores.double().cpu().numpy().reshape(2, -1)
-    return found[0], found[1]
+        found[:, picked] = scores.double().cpu().reshape(2, -1)
+    chosen, rejected = group.summed(found).numpy()
+    return chosen, rejected
 
 
 def _check_margins(config: RewardConfig, rows: Sequence[PairRow]) -> None:
@@ -214,4 +216,5 @@ def _arguments(config: RewardConfig, precision: str, output: Output) -> TrlConfi
 def _save(begun: running.Begun, trainer: Any, folder: Path) -> None:
     """The whole model, with LoRA merged: vLLM serves no adapters of reward models."""
     begun.save(trainer, folder, merge=True)
-    begun.tokenizer.hf.save_pretrained(folder)  # with the pad token
+    if group.is_main():
+        begun.tokenizer.hf.save_pretrained(folder)  # with the pad token

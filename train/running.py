@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-import math
 import sys
 import time
 import warnings
@@ -18,155 +17,22 @@ from typing import Any, TypeVar
 import datasets
 import torch
 import transformers
-from accelerate.data_loader import SeedableRandomSampler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 from transformers.training_args import OptimizerNames
 
 from gavel.command import say
-from gavel.errors import CheckFailed, InputError
+from gavel.errors import InputError
 from gavel.tokenizer import HfTokenizer
 from gavel.weights import weights_version
-from train import models
+from train import group, models
 from train.callbacks import Bar, Checkpoints, Metrics, stopping
 from train.config import SCHEDULES, TrainConfig
+from train.exact import NotANumber
 from train.output import Output, step_of
 from train.rows import Row
 
 C = TypeVar("C", bound=TrainConfig)
-
-ROW = "row"  # column: a row's place in the data
-_NAMED = 8  # rows that an error names
-
-
-@dataclass(frozen=True)
-class Carrying:
-    """A collator that lets the places of rows through. collate: TRL's own."""
-
-    collate: Callable[[list[dict[str, Any]]], dict[str, Any]]
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.collate(examples)
-        batch[ROW] = torch.tensor([example[ROW] for example in examples])
-        return batch
-
-
-class ByLength(torch.utils.data.Sampler):  # type: ignore[misc]
-    """The random order that Trainer draws, in which the rows of one optimiser step stand by length: the batch
-    is the same, and its micro-batches pad little.
-
-    Args:
-        lengths: tokens of each row. batch: rows per optimiser step, over all processes.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
-        # as a part: accelerate would put its own in the place of anything that is one
-        self._drawn = SeedableRandomSampler(lengths, data_seed=seed)
-        self._lengths, self._batch = lengths, batch
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        order = list(self._drawn)
-        for start in range(0, len(order), self._batch):
-            yield from sorted(order[start : start + self._batch], key=lambda place: -self._lengths[place])
-
-    def set_epoch(self, epoch: int) -> None:
-        self._drawn.set_epoch(epoch)
-
-
-class NotANumber(CheckFailed):
-    """A loss or gradient that is not finite; the weights are still those of the step before."""
-
-
-class ExactRows:
-    """Beside a TRL trainer: rows whose ids are ready, told apart, and no step that ruins the weights.
-
-    Attributes:
-        rows: what is trained on, by the column ROW of the data set. loaded: the model as it came.
-        totals: what a trainer's `counts` give for the batch under way, over all processes.
-        stepping: whether the optimiser may be at work on the weights. by_length: whether micro-batches are
-            made of rows of like length, which changes nothing where the objective is a sum over rows.
-    """
-
-    loss_is_scaled_for_ga = True  # compute_loss weighs each micro-batch by its share of the batch
-    by_length = True
-    rows: Sequence[Row]
-    loaded: models.Loaded
-    stepping = False
-    totals: list[float]
-    _places: list[int]  # of the batch under way
-
-    def carry(self: Any) -> None:
-        """To be called once the trainer is made."""
-        self.data_collator = Carrying(self.data_collator)
-        # without it, Trainer neither rewrites the model's EOS and pad ids nor saves it in checkpoints
-        self.processing_class = None
-
-    def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
-        return dataset
-
-    def _set_signature_columns_if_needed(self: Any) -> None:
-        super()._set_signature_columns_if_needed()  # type: ignore[misc]
-        if ROW not in self._signature_columns:
-            self._signature_columns.append(ROW)
-
-    def _get_train_sampler(self: Any, *args: Any) -> Any:
-        if not self.by_length:
-            return super()._get_train_sampler(*args)  # type: ignore[misc]
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return ByLength([row.length for row in self.rows], batch, self.args.seed)
-
-    def counts(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What the means of the objective are divided by, of a collated micro-batch, shape (means,)."""
-        raise NotImplementedError
-
-    def arranged(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The micro-batches that the rows of a step are trained in: as many, none of them lost."""
-        return batches
-
-    def get_batch_samples(self: Any, *args: Any) -> Any:
-        """Counts what the means over the whole batch are divided by."""
-        batches, items = super().get_batch_samples(*args)  # type: ignore[misc]
-        batches = self.arranged(batches)
-        self.stepping = False
-        self._places = [place for batch in batches for place in batch[ROW].tolist()]
-        if batches:
-            counts = torch.stack([self.counts(batch) for batch in batches if len(batch[ROW])]).sum(dim=0)
-            counts = self.accelerator.gather(counts.to(self.accelerator.device)[None]).sum(dim=0)
-            # gradients are averaged over processes, the objective is a sum over their shares
-            self.totals = (counts / self.accelerator.num_processes).tolist()
-        return batches, items
-
-    def finite(self: Any, loss: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """The loss of a micro-batch. Raises NotANumber, naming its rows."""
-        if not torch.isfinite(loss).all():
-            raise self._not_a_number(f"the loss is {loss.item()}", places.tolist())
-        return loss
-
-    def _get_grad_norm(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Trainer asks for it right before the optimiser's step."""
-        norm = super()._get_grad_norm(*args, **kwargs)  # type: ignore[misc]
-        if not math.isfinite(norm):
-            raise self._not_a_number(f"the gradient's norm is {float(norm)}", self._places)
-        self.stepping = True
-        return norm
-
-    def _not_a_number(self: Any, what: str, places: Sequence[int]) -> NotANumber:
-        rows = [self.rows[place] for place in places]
-        named = [row.name for row in rows[:_NAMED]]
-        more = f" and {len(rows) - _NAMED:,} more" if len(rows) > _NAMED else ""
-        return NotANumber(
-            f"{what} at step {self.state.global_step + 1}, in {rows[0].noun} {', '.join(named)}{more}",
-            hint="Lower --learning-rate, or train with --precision fp32.",
-        )
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL writes one into every checkpoint."""
-
-    def _send_telemetry(self) -> None:
-        """TRL reports each run to Hugging Face; gavel sends nothing anywhere."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +72,11 @@ class Begun:
     def save(self, trainer: Any, folder: Path, *, merge: bool) -> None:
         """The model at `folder`; with LoRA the adapter, or the merged model with the adapter beside it."""
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            self._save_shards(trainer, folder, dtype)
+            return
+        if not group.is_main():
+            return
         model, source = trainer.accelerator.unwrap_model(trainer.model), self.config.model
         if self.config.lora_r:
             model.save_pretrained(folder / "adapter" if merge else folder)
@@ -214,6 +85,18 @@ class Begun:
                 return
             model = model.merge_and_unload()
         models.save(trainer.loaded, model, source, self.tokenizer.hf, dtype, folder)
+
+    def _save_shards(self, trainer: Any, folder: Path, dtype: torch.dtype) -> None:
+        """The whole model of processes that each have a part of it; with LoRA merged."""
+        state = trainer.accelerator.get_state_dict(trainer.model)
+        if not group.is_main():
+            return
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if self.config.lora_r:
+            model.save_pretrained(folder / "adapter", state_dict=state)
+            state = models.merged(model, state)
+        models.save_state(trainer.loaded, state, dtype, folder)
+        models.save_companions(self.config.model, self.tokenizer.hf, folder)
 
 
 @contextlib.contextmanager
@@ -227,6 +110,7 @@ def begin(
 
     Raises InputError where it holds the work of other settings or data.
     """
+    group.join()
     precision = resolve(config.precision)
     plan = {"stage": stage, "config": config.shaping() | {"precision": precision},
             "weights": weights_version(config.model), "data": data,
@@ -270,8 +154,9 @@ def run(config: C, output: Output, make: Callable[[C, list[Any]], Any]) -> Done:
             if not out_of_memory(error):
                 raise
             smaller = config.halved_micro_batch
-            kept = _kept(trainer, output)
-            if smaller is None or not config.halve_micro_batch:
+            alone = group.size() == 1  # else the others know nothing of it, and cannot save with this one
+            kept = _kept(trainer, output) if alone else ""
+            if smaller is None or not config.halve_micro_batch or not alone:
                 raise InputError("out of memory while training",
                                  where=f"--micro-batch {config.micro_batch_size}",
                                  hint=f"{less_memory(config, smaller)} {kept}") from None  # fmt: skip
@@ -352,12 +237,13 @@ def check_rows(config: TrainConfig, rows: Sequence[Row]) -> None:
 
 def arguments(config: TrainConfig, precision: str, output: Output) -> dict[str, Any]:
     """The training arguments that do not depend on what is optimised."""
+    micro = config.micro_batch_on(group.size())
     return {
         "output_dir": str(output.checkpoints),
         "learning_rate": config.learning_rate,
         "num_train_epochs": config.epochs,
-        "per_device_train_batch_size": config.micro_batch_size,
-        "gradient_accumulation_steps": config.batch_size // config.micro_batch_size,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": config.batch_size // (micro * group.size()),
         "warmup_steps": config.warmup,
         "lr_scheduler_type": SCHEDULES[config.scheduler],
         "weight_decay": config.weight_decay,
@@ -379,7 +265,7 @@ def arguments(config: TrainConfig, precision: str, output: Output) -> dict[str, 
 
 
 def bar() -> list[Any]:
-    return [Bar()] if sys.stderr.isatty() else []
+    return [Bar()] if sys.stderr.isatty() and group.is_main() else []
 
 
 def resolve(precision: str) -> str:

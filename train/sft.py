@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
 from gavel.command import say
 from gavel.records import digest
-from train import chat_template, models, running
+from train import chat_template, exact, group, models, running
 from train.config import SftConfig
 from train.output import Output
 from train.sft_data import IGNORED, SftRow, rows_version
@@ -34,36 +33,44 @@ from train.sft_data import IGNORED, SftRow, rows_version
 _SHOWN = ("mean_token_accuracy", "entropy")
 
 
-class ExactSFTTrainer(running.ExactRows, SFTTrainer):  # type: ignore[misc]
+class ExactSFTTrainer(exact.ExactRows, SFTTrainer):  # type: ignore[misc]
     """SFTTrainer on rows whose ids are ready."""
 
     rows: Sequence[SftRow]
 
     def __init__(self, rows: Sequence[SftRow], loaded: models.Loaded, **settings: Any) -> None:
-        self.rows, self.loaded = rows, loaded
-        super().__init__(model=loaded.model, train_dataset=_dataset(rows), **settings)
+        self.rows, self.loaded, self._packed = rows, loaded, is_packed(rows)
+        one = datasets.Dataset.from_list([_example(rows[0], self._packed)])  # TRL looks at its columns
+        super().__init__(model=loaded.model, train_dataset=one, **settings)
         collator: Any = self.data_collator
-        collator.return_position_ids = is_packed(rows)
+        collator.return_position_ids = self._packed
         self.carry()
         self._aux_coef: float = self.router_aux_loss_coef
+
+    def micro_batch(self, places: Sequence[int]) -> dict[str, Any]:
+        batch: dict[str, Any] = self.data_collator(
+            [_example(self.rows[place], self._packed) for place in places]
+        )
+        if "position_ids" in batch:  # beside a mask they would not keep documents apart
+            del batch["attention_mask"]
+        return batch
 
     def counts(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """(1,): trained tokens."""
         return (batch["labels"][:, 1:] != IGNORED).sum()[None].double()
 
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def share_of_loss(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
         """TRL's loss, a sum over this micro-batch, divided by the trained tokens of the batch."""
-        given = dict(inputs)
-        places = given.pop(running.ROW)
-        if "position_ids" in given:  # beside a mask they would not keep documents apart
-            del given["attention_mask"]
         if self.aux_loss_enabled:  # TRL takes the mean of this term over the micro-batches
-            share = self.counts(given).item() / self.totals[0]
+            share = self.counts(batch).item() / self.totals[0]
             self.router_aux_loss_coef: float = (
                 self._aux_coef * share * self.current_gradient_accumulation_steps
             )
-        loss = super().compute_loss(model, given, num_items_in_batch=self.totals[0])
-        return self.finite(loss, places)
+        loss: torch.Tensor = SFTTrainer.compute_loss(self, model, batch, num_items_in_batch=self.totals[0])
+        return loss
+
+    def sizes_of(self, batch: dict[str, Any]) -> dict[str, float]:
+        return {"tokens": self.counts(batch).item()}
 
 
 def is_packed(rows: Sequence[SftRow]) -> bool:
@@ -120,7 +127,7 @@ def train_sft(config: SftConfig, rows: Sequence[SftRow], out: str | Path) -> dic
         # 3. save the model whole, the marker last
         def save(folder: Path) -> None:
             begun.save(done.trainer, folder, merge=config.merge)
-            if not rows[0].is_text:
+            if not rows[0].is_text and group.is_main():
                 prepared.save(folder)
 
         output.publish(save)
@@ -142,12 +149,7 @@ def _arguments(config: SftConfig, precision: str, output: Output) -> TrlConfig:
     return TrlConfig(**settings, average_tokens_across_devices=False)
 
 
-def _dataset(rows: Sequence[SftRow]) -> datasets.Dataset:
-    columns: dict[str, Any] = {
-        "input_ids": [np.asarray(row.ids, dtype=np.int32) for row in rows],
-        "labels": [np.asarray(row.labels, dtype=np.int32) for row in rows],
-        running.ROW: list(range(len(rows))),
-    }
-    if is_packed(rows):
-        columns["seq_lengths"] = [row.lengths for row in rows]
-    return datasets.Dataset.from_dict(columns)
+def _example(row: SftRow, packed: bool) -> dict[str, Any]:
+    """A row as TRL's collator reads it. packed: whether any row holds several documents."""
+    example: dict[str, Any] = {"input_ids": list(row.ids), "labels": list(row.labels)}
+    return example | ({"seq_lengths": row.lengths} if packed else {})

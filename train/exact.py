@@ -1,0 +1,238 @@
+"""What stands beside a TRL trainer so that a step is exact: its rows as they are, and an objective that
+neither micro-batches nor the number of processes change.
+
+What goes through the data loader are places of rows, the same on all processes. Those of an optimiser step
+are split into micro-batches (`arranged`), which are dealt to the processes; each makes its own from the rows
+themselves. So a last batch that is not full is divided as well, and no row is lost or comes twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import datasets
+import torch
+from accelerate.data_loader import SeedableRandomSampler
+from torch.utils.data import DataLoader, Sampler
+
+from gavel.errors import CheckFailed
+from train import group, models
+from train.rows import Row
+
+T = TypeVar("T")
+
+ROW = "row"  # of a micro-batch: its rows' places
+_SPARE = "spare"  # of one that counts for nothing: a process that has none left must go along
+_NAMED = 8  # rows that an error names
+
+
+class Drawn(Sampler):  # type: ignore[misc]
+    """The random order of places that Trainer draws."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        # as a part: accelerate would put its own in the place of anything that is one
+        self._drawn = SeedableRandomSampler(range(count), data_seed=seed)
+
+    def __len__(self) -> int:
+        return len(self._drawn.data_source)
+
+    def __iter__(self) -> Iterator[int]:
+        yield from list(self._drawn)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._drawn.set_epoch(epoch)
+
+
+class NotANumber(CheckFailed):
+    """A loss or gradient that is not finite; the weights are still those of the step before."""
+
+
+class ExactRows:
+    """Beside a TRL trainer: rows whose ids are ready, told apart, and no step that ruins the weights.
+
+    Attributes:
+        rows: what is trained on. loaded: the model as it came.
+        totals: what a trainer's `counts` give for the batch under way, over all processes, divided by their
+            number, as gradients are averaged over them while the objective is a sum over their shares.
+        stepping: whether the optimiser may be at work on the weights. by_length: whether micro-batches are
+            made of rows of like length, which changes nothing where the objective is a sum over rows.
+        sizes: of the micro-batches since the last log, what their metrics are means over. counted_by: which
+            of the sizes, of metrics that are not means over the first.
+    """
+
+    loss_is_scaled_for_ga = True  # compute_loss weighs each micro-batch by its share of the batch
+    by_length = True
+    rows: Sequence[Row]
+    loaded: models.Loaded
+    stepping = False
+    totals: list[float]
+    sizes: list[dict[str, float]]
+    counted_by: Mapping[str, str] = MappingProxyType({})
+    _places: list[int]  # of the batch under way
+    _order: Drawn
+
+    # what a trainer says
+
+    def micro_batch(self, places: Sequence[int]) -> dict[str, Any]:
+        """Rows as the inputs of a forward pass."""
+        raise NotImplementedError
+
+    def counts(self, batch: dict[str, Any]) -> torch.Tensor:
+        """What the means of the objective are divided by, of a micro-batch, shape (means,)."""
+        raise NotImplementedError
+
+    def share_of_loss(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
+        """A micro-batch's part of the objective, whose means are over `totals`."""
+        raise NotImplementedError
+
+    def sizes_of(self, batch: dict[str, Any]) -> dict[str, float]:
+        """What TRL's metrics of a micro-batch are means over."""
+        raise NotImplementedError
+
+    def order(self: Any) -> Drawn:
+        """In which rows are drawn."""
+        return Drawn(len(self.rows), self.args.seed)
+
+    def arranged(self: Any, places: list[int]) -> list[list[int]]:
+        """The micro-batches that the rows of a step are trained in, at most as many as their number asks."""
+        if self.by_length:
+            places = sorted(places, key=lambda place: -self.rows[place].length)
+        size = self.args.train_batch_size
+        return [places[start : start + size] for start in range(0, len(places), size)]
+
+    # what Trainer and TRL are told
+
+    def carry(self: Any) -> None:
+        """To be called once the trainer is made."""
+        self.sizes = []
+        # without it, Trainer neither rewrites the model's EOS and pad ids nor saves it in checkpoints
+        self.processing_class = None
+
+    def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
+        return dataset
+
+    def get_train_dataloader(self: Any) -> Any:
+        """Places alone, the same on every process."""
+        self._order = self.order()
+        size = self.args.train_batch_size * self.args.world_size
+        return DataLoader(range(len(self.rows)), batch_size=size, sampler=self._order, collate_fn=list)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        self._order.set_epoch(kwargs["epoch"])
+        return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+
+    def get_batch_samples(self: Any, drawn: Iterator[list[int]], count: int, device: Any) -> Any:
+        """This process's micro-batches of a step; where fewer do, the first are empty."""
+        given = list(islice(drawn, count))
+        self._places = list(chain.from_iterable(given))
+        self.stepping = False
+        if not given:
+            return [], None
+        mine = [
+            self.micro_batch(places) | {ROW: torch.tensor(places), _SPARE: spare}
+            for places, spare in _dealt(self.arranged(self._places))
+        ]
+        counts = torch.stack([self.counts(batch) * (not batch[_SPARE]) for batch in mine]).sum(dim=0)
+        self.totals = (group.summed(counts) / group.size()).tolist()
+        return [_EMPTY] * (len(given) - len(mine)) + mine, None
+
+    def training_step(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if not len(inputs[ROW]):
+            return torch.zeros((), device=self.args.device)
+        whole, self.accelerator = self.accelerator, _Alone(self.accelerator)
+        try:
+            return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.accelerator = whole
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The micro-batch's share of the objective. Raises NotANumber."""
+        batch = dict(inputs)
+        places, spare = batch.pop(ROW).tolist(), batch.pop(_SPARE, False)
+        sizes = self.sizes_of(batch)
+        loss = self.share_of_loss(model, batch) * (not spare)
+        self.sizes.append({name: size * (not spare) for name, size in sizes.items()})
+        # where there are others, all of them find it in the gradient and stop together
+        if group.size() == 1 and not torch.isfinite(loss).all():
+            raise self._not_a_number(f"the loss is {loss.item()}", places)
+        return loss
+
+    def _get_grad_norm(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Trainer asks for it right before the optimiser's step."""
+        norm = super()._get_grad_norm(*args, **kwargs)  # type: ignore[misc]
+        if not math.isfinite(norm):
+            raise self._not_a_number(f"the gradient's norm is {float(norm)}", self._places)
+        self.stepping = True
+        return norm
+
+    def _not_a_number(self: Any, what: str, places: Sequence[int]) -> NotANumber:
+        rows = [self.rows[place] for place in places]
+        named = [row.name for row in rows[:_NAMED]]
+        more = f" and {len(rows) - _NAMED:,} more" if len(rows) > _NAMED else ""
+        return NotANumber(
+            f"{what} at step {self.state.global_step + 1}, in {rows[0].noun} {', '.join(named)}{more}",
+            hint="Lower --learning-rate, or train with --precision fp32.",
+        )
+
+    def log(self: Any, logs: dict[str, float], *args: Any) -> None:
+        """TRL's metrics are means over micro-batches of each process; here each counts by what it has, and
+        those of all processes count."""
+        metrics = self._metrics["train"]
+        names = sorted(name for name, values in metrics.items() if len(values) == len(self.sizes) > 0)
+        if names:
+            sums = torch.zeros(2, len(names), dtype=torch.float64)
+            for place, name in enumerate(names):
+                for value, sizes in zip(metrics[name], self.sizes, strict=True):
+                    weight = sizes[self.counted_by.get(name, next(iter(sizes)))]
+                    sums[:, place] += torch.tensor([weight * value, weight]) if weight else 0.0
+            found = group.summed(sums)
+            for name, total, weight in zip(names, *found.tolist(), strict=True):
+                metrics[name][:] = [total / weight if weight else math.nan]
+        self.sizes.clear()
+        super().log(logs, *args)  # type: ignore[misc]
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL writes one into every checkpoint."""
+
+    def _send_telemetry(self) -> None:
+        """TRL reports each run to Hugging Face; gavel sends nothing anywhere."""
+
+
+class _Alone:
+    """An accelerator whose figures are this process's alone: TRL gathers them in every micro-batch, which
+    would have to be of one size on all."""
+
+    def __init__(self, whole: Any) -> None:
+        self._whole = whole
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)
+
+    def gather(self, figures: Any) -> Any:
+        return figures
+
+    gather_for_metrics = gather
+
+
+def places_of(count: int) -> datasets.Dataset:
+    """A data set of places alone, for trainers that ask for one."""
+    return datasets.Dataset.from_dict({ROW: range(count)})
+
+
+def mine(parts: Sequence[T]) -> Sequence[T]:
+    """This process's share."""
+    return parts[group.rank() :: group.size()]
+
+
+def _dealt(micro_batches: Sequence[list[int]]) -> list[tuple[list[int], bool]]:
+    """This process's share of a step's micro-batches, as many as any other's, and which are spare."""
+    dealt = [(places, False) for places in mine(micro_batches)]
+    most = math.ceil(len(micro_batches) / group.size())
+    return dealt + [(micro_batches[-1], True)] * (most - len(dealt))
+
+
+_EMPTY = {ROW: torch.empty(0, dtype=torch.long)}

@@ -1,0 +1,63 @@
+"""The processes that train together: what they agree on. Alone, each of these is itself."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+
+from gavel import processes
+
+T = TypeVar("T")
+
+
+def join() -> None:
+    """Meets the others, where there are any. To be called before anything else here."""
+    if processes.in_group():
+        PartialState(cpu=not torch.cuda.is_available())
+
+
+def size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() and processes.in_group() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if size() > 1 else 0
+
+
+def is_main() -> bool:
+    """Whether this one writes and speaks for all."""
+    return rank() == 0
+
+
+def wait() -> None:
+    """Until all are here."""
+    if size() > 1:
+        PartialState().wait_for_everyone()
+
+
+def of_main(value: T) -> T:
+    """The main process's value, on all."""
+    if size() == 1:
+        return value
+    held: list[Any] = [value]
+    dist.broadcast_object_list(held, src=0, device=PartialState().device)
+    found: T = held[0]
+    return found
+
+
+def any_of(flag: bool) -> bool:
+    """Whether it is so on any of them."""
+    return bool(summed(torch.tensor([float(flag)])).item())
+
+
+def summed(values: torch.Tensor) -> torch.Tensor:
+    """The sum over the processes."""
+    if size() > 1:
+        held = values.to(PartialState().device)
+        dist.all_reduce(held)
+        return held.to(values.device)
+    return values
