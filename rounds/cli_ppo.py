@@ -10,6 +10,7 @@ import click
 from gavel.command import command, emit, say, warn
 from gavel.errors import InputError
 from gavel.options import engine_config, engine_options, source_options
+from gavel.processes import is_main
 from judge.methods import check_judge, method_options
 from train.config import PpoConfig
 from train.options import optimisation, setting, settings_of, spread
@@ -79,6 +80,9 @@ def ppo(as_json: bool, **options: Any) -> None:
     from train.ppo import iterations_of, train_ppo
 
     iterations_of(config, prompts)  # an error now, not when the engines are up
+    if not is_main():
+        train_ppo(config, prompts, None, None, out)
+        return
     root = Path(out) / "rollouts"
     sampling = Sampling(
         temperature=config.temperature, max_tokens=config.max_tokens, logprobs_mode="processed"

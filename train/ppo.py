@@ -29,7 +29,7 @@ from gavel.errors import CheckFailed, InputError
 from gavel.records import Prompt, digest
 from gavel.tokenizer import HfTokenizer
 from gavel.weights import weights_version
-from train import actor_critic, models, running
+from train import actor_critic, group, models, running
 from train.callbacks import stopping
 from train.config import PpoConfig
 from train.experience import experience
@@ -44,8 +44,9 @@ _TOLERANCE = {"fp32": 0.005, "bf16": 0.1}
 
 
 def train_ppo(
-    config: PpoConfig, prompts: Sequence[Prompt], sampler: Sampler, scorer: Scorer, out: str | Path
-) -> dict[str, Any]:
+    config: PpoConfig, prompts: Sequence[Prompt], sampler: Sampler | None, scorer: Scorer | None,
+    out: str | Path,
+) -> dict[str, Any]:  # fmt: skip
     """Trains `config.model` on what `scorer` says of completions that `sampler` draws, saves it to `out`.
 
     The same call on the same `out` resumes from the newest whole checkpoint; on a CPU what follows is the
@@ -53,6 +54,7 @@ def train_ppo(
 
     Args:
         sampler: its engine has the weights of `config.model` or of any policy trained from it.
+        sampler, scorer: None on all processes but the main one, which tells the others.
 
     Returns: the summary that gavel.json keeps.
 
@@ -64,11 +66,13 @@ def train_ppo(
     """
     running.quiet()
     running.check_names(config)
-    iterations = iterations_of(config, prompts)
+    group.join()
+    iterations = group.of_main(iterations_of(config, prompts) if group.is_main() else 0)
+    live = _OfMain(sampler, scorer)
     precision = running.resolve(config.precision)
 
     with Output.open(out) as output:
-        finished = output.begin(_plan(config, precision, prompts, sampler, scorer))
+        finished = output.begin(_plan(config, precision, prompts, live))
         if finished is not None:
             say(f"{out} is finished already; nothing to do")
             return finished
@@ -76,7 +80,7 @@ def train_ppo(
         frozen = config.lora_r > 0 and precision == "bf16"
         loaded = actor_critic.load(config, tokenizer, torch.bfloat16 if frozen else torch.float32)
         learner = Learner(config, loaded, precision, iterations * config.steps_per_iteration, output.path)
-        policy = _LivePolicy(learner, sampler, output.path / ".weights", precision)
+        policy = _LivePolicy(learner, live, output.path / ".weights", precision)
         start = _restore(learner, output)
         if start:
             policy.push(start)
@@ -84,9 +88,9 @@ def train_ppo(
         with Log(config, output, learner, iterations, start) as log, stopping(log):
             for iteration in range(start, iterations):
                 with log.timed("sample"):  # 1. completions from the engine, which has the newest weights
-                    rollouts = sampler.sample(iteration, list(_drawn(config, prompts, iteration)))
+                    rollouts = live.sample(iteration, list(_drawn(config, prompts, iteration)))
                 with log.timed("score"):  # 2. the judge's word on each
-                    scores = scorer.score(iteration, rollouts)
+                    scores = live.score(iteration, rollouts)
                 with log.timed("evaluate"):  # 3. log-probabilities of policy and reference, values
                     said = learner.evaluate(rollouts)
                 # 4. rewards by token, advantages, returns
@@ -114,12 +118,37 @@ def train_ppo(
         return summary
 
 
+class _OfMain:
+    """Sampler and scorer of the main process, on all processes."""
+
+    def __init__(self, sampler: Sampler | None, scorer: Scorer | None) -> None:
+        self._sampler, self._scorer = sampler, scorer
+
+    def sample(self, iteration: int, prompts: Sequence[Prompt]) -> list[Rollout]:
+        return group.of_main(self._sampler.sample(iteration, prompts) if self._sampler else [])
+
+    def score(self, iteration: int, rollouts: Sequence[Rollout]) -> list[float | None]:
+        return group.of_main(self._scorer.score(iteration, rollouts) if self._scorer else [])
+
+    def logps(self, rollouts: Sequence[Rollout]) -> list[Sequence[float]]:
+        return group.of_main(self._sampler.logps(rollouts) if self._sampler else [])
+
+    def load_weights(self, folder: Path) -> None:
+        if self._sampler:
+            self._sampler.load_weights(folder)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        found = {"sampler": self._sampler, "scorer": self._scorer}
+        return {name: part.identity for name, part in found.items() if part is not None}
+
+
 class _LivePolicy:
     """The engine's copy of the policy: pushed by way of a directory for each version, and probed."""
 
-    def __init__(self, learner: Learner, sampler: Sampler, folder: Path, precision: str) -> None:
+    def __init__(self, learner: Learner, live: _OfMain, folder: Path, precision: str) -> None:
         self.folder = folder
-        self._learner, self._sampler = learner, sampler
+        self._learner, self._live = learner, live
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._tolerance = _TOLERANCE[precision]
         self._rollouts: Sequence[Rollout] = ()
@@ -135,17 +164,18 @@ class _LivePolicy:
 
         Raises CheckFailed where the engine does not have them afterwards.
         """
-        folder = self.folder / f"{version:06d}"
-        shutil.rmtree(folder, ignore_errors=True)
-        models.save_state(self._learner.models.policy, self._learner.policy_state(), self._dtype, folder)
-        self._sampler.load_weights(folder)
-        for old in self.folder.iterdir():
-            if old != folder:
-                shutil.rmtree(old, ignore_errors=True)
+        folder, state = self.folder / f"{version:06d}", self._learner.policy_state()
+        if group.is_main():
+            shutil.rmtree(folder, ignore_errors=True)
+            models.save_state(self._learner.models.policy, state, self._dtype, folder)
+            self._live.load_weights(folder)
+            for old in self.folder.iterdir():
+                if old != folder:
+                    shutil.rmtree(old, ignore_errors=True)
         return self._probe() if self._rollouts else 0.0
 
     def _probe(self) -> float:
-        found = _flat(self._sampler.logps(self._rollouts))
+        found = _flat(self._live.logps(self._rollouts))
         now, before = _flat(self._learner.raw_logps(self._rollouts)), _flat(self._before)
         off, stale = (float((found - other).abs().mean()) for other in (now, before))
         moved = float((now - before).abs().mean())
@@ -193,14 +223,13 @@ def _drawn(config: PpoConfig, prompts: Sequence[Prompt], iteration: int) -> Iter
     return (prompts[place] for place in order[within * size : (within + 1) * size])
 
 
-def _plan(config: PpoConfig, precision: str, prompts: Sequence[Prompt], sampler: Sampler,
-          scorer: Scorer) -> dict[str, Any]:  # fmt: skip
+def _plan(config: PpoConfig, precision: str, prompts: Sequence[Prompt], live: _OfMain) -> dict[str, Any]:
     return {
         "stage": "train ppo", "config": config.shaping() | {"precision": precision},
         "weights": weights_version(config.model),
         "critic": weights_version(config.critic) if config.critic else None,
         "prompts": digest("prompts", [p.id for p in prompts]),
-        "sampler": sampler.identity, "scorer": scorer.identity,
+        **live.identity,
     }  # fmt: skip
 
 
@@ -217,8 +246,11 @@ def _restore(learner: Learner, output: Output) -> int:
 
 def _save(config: PpoConfig, learner: Learner, tokenizer: HfTokenizer, precision: str, folder: Path) -> None:
     """The whole policy, with LoRA merged and the adapter beside it."""
+    state = learner.policy_state()
+    if not group.is_main():
+        return
     if config.lora_r:
         learner.models.module.policy.save_pretrained(folder / "adapter")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    models.save_state(learner.models.policy, learner.policy_state(), dtype, folder)
+    models.save_state(learner.models.policy, state, dtype, folder)
     models.save_companions(config.model, tokenizer.hf, folder)

@@ -57,6 +57,10 @@ class Learner:
         self.accelerator.init_trackers("gavel", config.shaping())
         self.models = models
         self.micro_batch = config.micro_batch_size
+        share = config.batch_size // config.mini_batches
+        if share % self.accelerator.num_processes:
+            raise InputError(f"the {share} completions of an optimiser step cannot be divided among "
+                             f"{self.accelerator.num_processes} processes", where="--batch-size")  # fmt: skip
         self.kl = terms.AdaptiveKl(config.kl_coef, config.kl_target, config.kl_horizon)
         if models.reference is not None:
             models.reference.to(self.accelerator.device)

@@ -13,6 +13,7 @@ from typing import Any
 from gavel.command import say
 from gavel.progress import Progress
 from gavel.rundir import JsonlWriter
+from train import group
 from train import ppo_terms as terms
 from train.callbacks import CHECKPOINT_S, LAST_CHECKPOINT_S, SAY_S
 from train.config import PpoConfig
@@ -40,7 +41,7 @@ class Log:
         self.seconds: dict[str, float] = {}
         self._spent: dict[str, float] = {}
         self.stop_requested = False
-        self._writer = JsonlWriter(output.metrics_path)
+        self._writer = JsonlWriter(output.metrics_path) if group.is_main() else None
         self._done = start
         self._progress = Progress("training", iterations)
 
@@ -53,8 +54,10 @@ class Log:
         if isinstance(error, NotANumber):
             error.hint = f"{error.hint} {self._keep()}".strip()
         self._progress.__exit__(kind, error, trace)
-        self._writer.close()
-        self._learner.accelerator.end_training()
+        if self._writer is not None:
+            self._writer.close()
+        for tracker in self._learner.accelerator.trackers:  # its end_training() would part the processes
+            tracker.finish()
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -71,6 +74,7 @@ class Log:
     ) -> None:
         """Writes the figures of an iteration, and saves where it is time."""
         self._done = done = iteration + 1
+        self.stop_requested = group.any_of(self.stop_requested)
         if done % self._config.log_steps == 0 or done == self._iterations or self.stop_requested:
             self._last = {
                 "step": done,
@@ -80,7 +84,8 @@ class Log:
             }
             self._last |= {f"seconds/{name}": round(s, 3) for name, s in self._spent.items()}
             self._learner.accelerator.log(self._last, step=done)
-            self._writer.append_line(json.dumps(self._last).encode() + b"\n")
+            if self._writer is not None:
+                self._writer.append_line(json.dumps(self._last).encode() + b"\n")
             if time.monotonic() - self._said > SAY_S and not sys.stderr.isatty():
                 self._said = time.monotonic()
                 say(f"iteration {done}/{self._iterations}: score {self._last['objective/scores']:.4g}, "
@@ -103,7 +108,7 @@ class Log:
         return f"The state of iteration {step_of(newest)} is in {newest}." if newest else ""
 
     def _due(self, done: int) -> bool:
-        unsaved_s = time.monotonic() - self._saved
+        unsaved_s = group.of_main(time.monotonic() - self._saved)
         if self.stop_requested:
             return True
         if done >= self._iterations:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from gavel.engines import EngineConfig
 from gavel.errors import CapabilityError, EngineError, GavelError, InputError
+from gavel.processes import in_group
 from gavel.protocols import (
     Capability,
     Engine,
@@ -329,6 +330,9 @@ def prepare_environment() -> bool:
     import torch
 
     on_cpu = not torch.cuda.is_available()
+    if in_group():  # of trainers, whose torch.distributed it would take for its own: a process for itself,
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+        os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # to which `_repack_head` is sent
     if on_cpu:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         # compiling needs a C++ compiler and costs 6-18 s at the first scored prompt
