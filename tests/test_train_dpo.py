@@ -311,7 +311,7 @@ def assert_pad_slots_do_not_count(trainer: Any, monkeypatch: pytest.MonkeyPatch)
         return torch.cat([rows[:-1], torch.randn_like(rows[-1:])])
 
     monkeypatch.setattr(forest, "_flat", garbage)
-    monkeypatch.setattr(unique, "pad_sequence", lambda ids, **how: pad(ids, padding_value=33, **how))
+    monkeypatch.setattr(unique, "pad_sequence", lambda ids, **how: pad(ids, **how | {"padding_value": 33}))
     filled = gradients(trainer, list(range(count)))
     for name, gradient in plain.items():
         assert torch.equal(gradient, filled[name]), name
