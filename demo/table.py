@@ -1,7 +1,11 @@
-"""The demo's final table: the only place that reads the oracle."""
+"""The demo's tables: the only place that reads the oracle.
+
+`python -m demo.table OUT` shows exact match over the iterations of `gavel train ppo` on round 1's prompts.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +13,8 @@ from demo.oracle import exact_match
 from demo.tasks import Pool, draw
 from gavel.records import Completion, PreferencePair, Prompt
 from gavel.rundir import RunDir, read_records
+
+ROUND_TASKS = 2048  # that PPO's prompts were drawn from: round 1's
 
 
 def figures(root: Path, number: int, pairs: str | None, drawn: int, held_out: int) -> dict[str, Any]:
@@ -63,6 +69,16 @@ def show(result: dict[str, Any]) -> None:
     console.print(f"everything was written to {result['run']}", highlight=False, soft_wrap=True)
 
 
+def by_iteration(out: Path) -> list[float]:
+    """Percent of each PPO iteration's own samples that are right."""
+    answers = _answers("round", ROUND_TASKS)
+    found = []
+    for folder in sorted((out / "rollouts").iterdir()):
+        right = list(_right(RunDir(folder), answers).values())
+        found.append(round(100 * sum(right) / len(right), 1))
+    return found
+
+
 def _answers(pool: Pool, count: int) -> dict[str, str]:
     """Prompt → its right answer."""
     return {task.prompt: task.answer for task in draw(pool, count)}
@@ -75,3 +91,8 @@ def _right(run: RunDir, answers: dict[str, str]) -> dict[str, bool]:
         c.id: exact_match(answers[prompts[c.prompt_id]], c.text)
         for c in read_records(run.completions_path, Completion)
     }
+
+
+if __name__ == "__main__":
+    for number, right in enumerate(by_iteration(Path(sys.argv[1])), 1):
+        print(f"iteration {number:3}  {right:5.1f} %")

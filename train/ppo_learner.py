@@ -20,6 +20,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.utils import DistributedType
 from torch import Tensor
 
 from gavel.command import say
@@ -54,6 +55,9 @@ class Learner:
             mixed_precision="bf16" if precision == "bf16" else "no", cpu=not torch.cuda.is_available(),
             log_with=trackers(config) or None, project_dir=str(folder),
         )  # fmt: skip
+        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise InputError("PPO trains on whole copies of the model, not with FSDP or DeepSpeed",
+                             hint="Use --processes N, or accelerate with data parallelism.")  # fmt: skip
         self.accelerator.init_trackers("gavel", config.shaping())
         self.models = models
         self.micro_batch = config.micro_batch_size
