@@ -32,9 +32,9 @@ from gavel.weights import weights_version
 from train import actor_critic, group, models, running
 from train.callbacks import stopping
 from train.config import PpoConfig
-from train.experience import experience
+from train.experience import Experience, experience
 from train.output import Output, step_of
-from train.ppo_learner import Learner, shuffled
+from train.ppo_learner import Learner, shuffled, trackers
 from train.ppo_log import Log
 from train.rollout import Rollout, Sampler, Scorer
 
@@ -66,6 +66,7 @@ def train_ppo(
     """
     running.quiet()
     running.check_names(config)
+    trackers(config)
     group.join()
     iterations = group.of_main(iterations_of(config, prompts) if group.is_main() else 0)
     live = _OfMain(sampler, scorer)
@@ -95,7 +96,7 @@ def train_ppo(
                     said = learner.evaluate(rollouts)
                 # 4. rewards by token, advantages, returns
                 learned = experience(config, rollouts, scores, said, learner.kl.coef)
-                policy.check(learned.mismatch)
+                policy.check(learned)
                 with log.timed("update"):  # 5. clipped steps
                     policy.remember(rollouts[:_PROBED])
                     steps = learner.update(iteration, rollouts, learned)
@@ -187,9 +188,10 @@ class _LivePolicy:
         self._refuse(off)
         return off
 
-    def check(self, mismatch: Tensor) -> None:
+    def check(self, learned: Experience) -> None:
         """Raises CheckFailed where what the engine sampled from is not the policy."""
-        self._refuse(float(mismatch.mean()))
+        rounding = learned.sampler_logps[learned.mask].abs() * 2**-11  # they are kept in half precision
+        self._refuse(float((learned.mismatch - rounding).clamp(min=0).mean()))
 
     def _refuse(self, off: float) -> None:
         if not off <= self._tolerance:

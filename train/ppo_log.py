@@ -127,6 +127,7 @@ def figures(rollouts: Sequence[Rollout], learned: Experience) -> dict[str, Any]:
     their tokens; `objective/scores` is the judge's, `objective/rlhf_reward` less penalties."""
     mask, said, mismatch = learned.mask, learned.said, learned.mismatch
     scores, errors = learned.scores[learned.scored], (learned.returns - said.values)[mask]
+    spread = learned.returns[mask].var(correction=0)
     lengths = [len(r.completion_ids) for r in rollouts]
     return {
         "objective/kl": learned.mean(learned.kl),
@@ -138,7 +139,7 @@ def figures(rollouts: Sequence[Rollout], learned: Experience) -> dict[str, Any]:
         "objective/scores": float(scores.mean()),
         "objective/scores_std": float(scores.std(correction=0)),
         "policy/entropy_avg": float(said.entropies[mask].mean()),
-        "val/explained_variance": 1 - float(errors.var() / learned.returns[mask].var().clamp(min=1e-12)),
+        "val/explained_variance": 1 - float(errors.var(correction=0) / spread.clamp(min=1e-12)),
         "val/num_eos_tokens": sum(not r.cut_off for r in rollouts),
         "completions/mean_length": sum(lengths) / len(lengths),
         "completions/cut_off": sum(r.cut_off for r in rollouts) / len(rollouts),
