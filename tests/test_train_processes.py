@@ -63,8 +63,8 @@ def command(kind: str, tiny: Tiny, data: Path) -> list[object]:
     if kind == "reward":
         return [*start, "--data", data / "pairs.jsonl", "--batch-size", 8, "--held-out", 0.2, *COMMON]
     if kind == "ppo":
-        return [*start, "--prompts", data / "prompts.jsonl", "--judge", tiny.reward, "--batch-size", 8, "-n", 2,
-                "--engine", "transformers", "--max-tokens", 8, "--max-model-len", 128,
+        given = ["--prompts", data / "prompts.jsonl", "--judge", tiny.reward, "--engine", "transformers"]
+        return [*start, *given, "--batch-size", 8, "-n", 2, "--max-tokens", 8, "--max-model-len", 128,
                 *COMMON[:-1], 3e-5]  # fmt: skip
     more = ["--lora-r", 4, "--merge"] if kind == "dpo/lora" else []
     start[1] = "dpo"
