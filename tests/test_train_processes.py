@@ -26,10 +26,21 @@ ASIDE = ("seconds/", "epoch", "sampler/probe", "val/ratio_var")  # the share of 
 WORDS = "the quick brown fox jumps over the lazy dog what is the capital of france paris".split()
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+CONFIGURATIONS = Path(__file__).parents[1] / "docs" / "accelerate"
+ACCELERATE = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGURATIONS / "cpu.yaml"), "-m"]
+
+
+def run(*arguments: object, launcher: Sequence[str] = ("-m",)) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-P", "-m", "gavel", *map(str, arguments)], env=environment,
-                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    command = [sys.executable, "-P", *launcher, "gavel", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGURATIONS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_its_configurations(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    assert load_config_from_file(str(path)).num_processes >= 2
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +88,10 @@ def test_two_processes_train_as_one(
 ) -> None:
     alone = gavel(*command(kind, tiny, data), "--out", tmp_path / "1", "--json")
     assert alone.code == 0, alone.err
-    done = run(*command(kind, tiny, data), "--processes", 2, "--out", tmp_path / "2", "--json")
+    if kind == "sft":  # by accelerate, the others by gavel itself
+        done = run(*command(kind, tiny, data), "--out", tmp_path / "2", "--json", launcher=ACCELERATE)
+    else:
+        done = run(*command(kind, tiny, data), "--processes", 2, "--out", tmp_path / "2", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout).keys() == json.loads(alone.out).keys(), "one of them speaks"
     one, two = steps_of(tmp_path / "1"), steps_of(tmp_path / "2")
