@@ -67,16 +67,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def fails_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Makes something happen to the loss of a micro-batch once so many steps are done."""
-    import train.running
+    import train.exact
 
-    original = train.running.ExactRows.finite
+    original = train.exact.ExactRows.finite
 
     def plant(step: int, happen: Callable[[Any, Any], Any]) -> None:
         def finite(self: Any, loss: Any, places: Any) -> Any:
             changed = happen(self, loss) if self.state.global_step == step else loss
             return original(self, changed, places)
 
-        monkeypatch.setattr(train.running.ExactRows, "finite", finite)
+        monkeypatch.setattr(train.exact.ExactRows, "finite", finite)
 
     return plant
 

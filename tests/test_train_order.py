@@ -23,13 +23,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
     """The rows of each micro-batch, in the order trained on."""
-    from train.running import ExactRows
+    from train.exact import ExactRows
 
     caught: list[list[int]] = []
     original = ExactRows.finite
 
     def spy(self: Any, loss: Any, places: Any) -> Any:
-        caught.append(places.tolist())
+        caught.append(list(places))
         return original(self, loss, places)
 
     monkeypatch.setattr(ExactRows, "finite", spy)

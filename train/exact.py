@@ -156,7 +156,11 @@ class ExactRows:
         sizes = self.sizes_of(batch)
         loss = self.share_of_loss(model, batch) * (not spare)
         self.sizes.append({name: size * (not spare) for name, size in sizes.items()})
-        # where there are others, all of them find it in the gradient and stop together
+        return self.finite(loss, places)
+
+    def finite(self, loss: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
+        """The loss of a micro-batch. Raises NotANumber, naming its rows; where there are other processes all of
+        them find it in the gradient, and stop together."""
         if group.size() == 1 and not torch.isfinite(loss).all():
             raise self._not_a_number(f"the loss is {loss.item()}", places)
         return loss
