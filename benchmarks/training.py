@@ -44,6 +44,7 @@ from train import models, running
 from train.config import DpoConfig
 from train.data import PairRow
 from train.dpo import ExactDPOTrainer, _arguments
+from train.exact import ROW
 from train.output import Output
 
 VOCAB, BATCH, MICRO = 2048, 16, 8
@@ -126,10 +127,10 @@ def apart(sides: dict[str, Side]) -> float:
     theirs.compute_loss(
         theirs.model, theirs.data_collator([theirs.train_dataset[i] for i in range(BATCH)])
     ).backward()
-    drawn = [{running.ROW: torch.arange(at, at + MICRO)} for at in range(0, BATCH, MICRO)]
+    drawn = [list(range(at, at + MICRO)) for at in range(0, BATCH, MICRO)]
     batches, _ = ours.get_batch_samples(iter(drawn), len(drawn), ours.args.device)
     for batch in batches:
-        if len(batch[running.ROW]):
+        if len(batch[ROW]):
             ours.compute_loss(ours.model, batch).backward()
     for p, q in zip(theirs.model.parameters(), ours.model.parameters(), strict=True):
         found.append((float((p.grad - q.grad).abs().max()), float(p.grad.abs().max())))

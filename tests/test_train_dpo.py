@@ -280,10 +280,8 @@ def trainer_of(config: Any, rows: list[Any], out: Path, targets: list[float] | N
 
 def gradients(trainer: Any, places: list[int]) -> dict[str, Any]:
     """Of a step on these rows, in as many micro-batches as it takes."""
-    import torch
-
     size = trainer.args.train_batch_size
-    drawn = [{"row": torch.tensor(places[at : at + size])} for at in range(0, len(places), size)]
+    drawn = [places[at : at + size] for at in range(0, len(places), size)]
     batches, _ = trainer.get_batch_samples(iter(drawn), len(drawn), trainer.args.device)
     trainer.model.zero_grad()
     for batch in batches:

@@ -115,9 +115,11 @@ def trainer_of(model: str, rows: list[SftRow], folder: Path) -> Any:
 
 
 def gradients(trainer: Any, batch: dict[str, Any]) -> list[Any]:
-    trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
+    import torch
+
+    trainer.totals = trainer.counts(batch).tolist()
     trainer.model.zero_grad()
-    trainer.compute_loss(trainer.model, dict(batch)).backward()
+    trainer.compute_loss(trainer.model, batch | {"row": torch.arange(len(batch["labels"]))}).backward()
     return [p.grad.clone() for p in trainer.model.parameters()]
 
 
@@ -188,7 +190,7 @@ def test_what_is_not_trained_gets_no_gradient(model: str, tmp_path: Path) -> Non
 
     rows = [replace(row, ids=row.ids + array("i", [12] * 3)) for row in answered(4)]
     trainer = trainer_of(model, rows, tmp_path)
-    batch = trainer.data_collator([{**x, "row": i} for i, x in enumerate(trainer.train_dataset)])
+    batch = trainer.micro_batch(range(len(rows)))
     plain = gradients(trainer, batch)
     assert (batch["attention_mask"] == 0).any()
     garbage = dict(batch, input_ids=batch["input_ids"].clone())
@@ -212,7 +214,7 @@ def test_packed_documents_do_not_see_one_another(model: str, tmp_path: Path) -> 
     for first in ([BOS, 20, 21, EOS], [BOS, 30, 31, EOS]):
         row = SftRow(ids=array("i", [*first, *second]), spans=((4, 9),), starts=(0, 4), row_id="r")
         trainer = trainer_of(model, [row], tmp_path)
-        of.append(gradients(trainer, trainer.data_collator([{**trainer.train_dataset[0], "row": 0}])))
+        of.append(gradients(trainer, trainer.micro_batch([0])))
     for a, b in zip(*of, strict=True):
         assert torch.allclose(a, b, rtol=0, atol=1e-7)
 

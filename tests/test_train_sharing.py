@@ -68,7 +68,7 @@ def stock_gradients(model: str, rows: list[PairRow], lora_r: int = 0, **options:
     from trl import DPOConfig, DPOTrainer
 
     from gavel.tokenizer import HfTokenizer
-    from train import draw, models
+    from train import exact, models
 
     class Stock(DPOTrainer):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
@@ -82,7 +82,7 @@ def stock_gradients(model: str, rows: list[PairRow], lora_r: int = 0, **options:
         precompute_ref_log_probs=True, report_to="none", seed=0, **options,
     )  # fmt: skip
     trainer = Stock(
-        models.load(model, torch.float32).model, args=args, train_dataset=draw.places(len(rows)),
+        models.load(model, torch.float32).model, args=args, train_dataset=exact.places_of(len(rows)),
         processing_class=HfTokenizer.load(model).hf,
         peft_config=models.lora(settings(model, lora_r=lora_r)),
     )  # fmt: skip
@@ -382,10 +382,11 @@ def test_micro_batches_hold_every_pair_once_and_no_more_sequences_than_asked(
     )
 
 
-def order(rows: list[PairRow], together: bool, batch: int = 4) -> list[int]:
+def order(rows: list[PairRow], together: bool) -> list[int]:
     from train.draw import ByPrompt
+    from train.exact import Drawn
 
-    sampler = ByPrompt(rows, batch, 2, 3, together)
+    sampler = ByPrompt(rows, 3) if together else Drawn(len(rows), 3)
     sampler.set_epoch(1)
     return list(sampler)
 
@@ -398,13 +399,12 @@ def test_pairs_of_a_prompt_follow_one_another_where_the_first_was_drawn() -> Non
     drawn.set_epoch(1)
     plain = list(drawn)
     prompts = list(dict.fromkeys(tuple(rows[place].prompt_ids) for place in plain))
-    found = order(rows, together=True, batch=1)
+    found = order(rows, together=True)
     assert [tuple(rows[p].prompt_ids) for p in found] == [prompt for prompt in prompts for _ in range(3)]
     assert sorted(found) == list(range(len(rows)))
-    assert order(rows, together=False, batch=1) == plain
+    assert order(rows, together=False) == plain
     alone = prompts_with([2] * 9)
-    for batch in (1, 4):  # one pair a prompt: both draw the same
-        assert order(alone, together=True, batch=batch) == order(alone, together=False, batch=batch)
+    assert order(alone, together=True) == order(alone, together=False), "with one pair a prompt"
 
 
 def test_plans_from_before_still_resume_with_pairs_drawn_one_by_one(model: str) -> None:

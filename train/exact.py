@@ -159,8 +159,8 @@ class ExactRows:
         return self.finite(loss, places)
 
     def finite(self, loss: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
-        """The loss of a micro-batch. Raises NotANumber, naming its rows; where there are other processes all of
-        them find it in the gradient, and stop together."""
+        """The loss of a micro-batch. Raises NotANumber, naming its rows; where there are other processes, all
+        of them find it in the gradient and stop together."""
         if group.size() == 1 and not torch.isfinite(loss).all():
             raise self._not_a_number(f"the loss is {loss.item()}", places)
         return loss
