@@ -779,16 +779,16 @@ def test_vllm_takes_each_update_and_proves_it(tiny: Tiny, tmp_path: Path, engine
     import torch
     from transformers import AutoModelForCausalLM
 
-    from gavel.engines import EngineConfig, open_engine
     from gavel.protocols import Scored, ScoreRequest
 
-    pytest.importorskip("vllm")
-    config = EngineConfig(model=tiny.lm, engine="vllm", context=256, logprobs_mode="processed")
-    with open_engine(config) as engine:
+    engine = engines["vllm/processed"]
+    try:
         run_ppo(tiny, engine, tmp_path / "out", config_of(tiny, learning_rate=1e-3))
-        assert all(s["sampler/probe"] < 1e-4 for s in steps_of(tmp_path / "out"))
         ids = [5, 6, 7, 40, 41, 42, 43]
         (reply,) = engine.score([ScoreRequest(key="a", token_ids=ids, start=3)])
+    finally:
+        engine.load_weights(tiny.lm)
+    assert all(s["sampler/probe"] < 1e-4 for s in steps_of(tmp_path / "out"))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     with torch.no_grad():
         logps = model(torch.tensor([ids])).logits[0].log_softmax(-1)
