@@ -49,6 +49,7 @@ def run_on(count: int, arguments: Sequence[str]) -> int:
                 command, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdout=None if rank == 0 else said, stderr=None if rank == 0 else said,
                 stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent,
+                start_new_session=True,  # of the terminal's signals, this process alone passes one on
             )
             for rank in range(count)
         ]  # fmt: skip

@@ -17,7 +17,7 @@ from gavel.packed import pack_logprobs
 from gavel.protocols import Capability, Engine, Refused, Sampled, SampleRequest, Tokenizer, require
 from gavel.records import Completion, Judgment, Message, Prompt, content_of, digest
 from gavel.rundir import read_lines
-from judge.method import Item, Method, OwnMethod, Reply, Request, Verdict
+from judge.method import Call, Item, Method, OwnMethod, Reply, Request, Verdict
 
 _SAID = 20  # failures named one by one; the rest is counted
 
@@ -208,10 +208,10 @@ def _entries(
 ) -> list[_Open]:
     """What is still to be asked about one prompt, items that one request answers together."""
     content = content_of(prompt)
-    entries: dict[tuple[str, tuple[str, ...]], _Open] = {}
+    entries: dict[tuple[Any, ...], _Open] = {}
     for item in method.items(prompt, completions, judged):
         key = judgment_id(basis, method, item, content)
-        request = ("" if method.one_prompt else item.aspect, item.texts)
+        request = ("" if method.one_prompt else item.aspect, item.texts, _read_as(method, item))
         if (known := key if key in done else _refusal(key, engine)) in done:
             counts["reused"] += 1
             counts["reused_unusable"] += done[known] is not None
@@ -221,6 +221,13 @@ def _entries(
         else:
             entries[request] = _Open(item, key, [], [])
     return list(entries.values())
+
+
+def _read_as(method: Method, item: Item) -> tuple[Any, ...]:
+    """What a method reads of completions beside their texts: a reward model the ids that were sampled."""
+    if method.call is not Call.REWARD:
+        return ()
+    return tuple((c.token_ids, c.prompt_hash, c.finish_reason) for c in item.completions)
 
 
 def judgment_id(basis: str, method: Method, item: Item, content: str | None = None) -> str:

@@ -78,8 +78,10 @@ def ppo(as_json: bool, **options: Any) -> None:
     allowed = options.pop("self_judge")
 
     from train.ppo import iterations_of, train_ppo
+    from train.running import check_names
 
-    iterations_of(config, prompts)  # an error now, not when the engines are up
+    check_names(config)  # errors now, not when the engines are up
+    iterations_of(config, prompts)
     if not is_main():
         train_ppo(config, prompts, None, None, out)
         return

@@ -16,15 +16,13 @@ import msgspec
 
 from gavel.errors import CheckFailed, InputError
 from gavel.protocols import Capability, Engine, Refused, ScoreRequest, require
-from gavel.records import Completion, Judgment, Prompt, digest
+from gavel.records import Completion, Judgment, Prompt, seed_for
 from gavel.rows import BadRows
 from gavel.rundir import RunDir, read_records
 from generate.stage import GenerateConfig, generate, take_in
 from judge.judging import Judging
 from judge.stage import NothingUsable
 from train.rollout import Rollout
-
-_PASS = "ppo"  # of each iteration's judgments
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,10 @@ class LiveSampler:
 
     @property
     def identity(self) -> str:
-        settings = msgspec.to_builtins(self.config.sampling)
-        return digest("live sampler", self.config.n, self.config.seed, settings, self.engine.dtype,
-                      self.engine.tokenizer.version)  # fmt: skip
+        sampling = msgspec.json.encode(self.config.sampling).decode()
+        return f"n {self.config.n}, seed {self.config.seed}, {sampling}, {self.engine.dtype}, tokenizer " + (
+            self.engine.tokenizer.version
+        )
 
     def sample(self, iteration: int, prompts: Sequence[Prompt]) -> list[Rollout]:
         """Raises CheckFailed where the engine refused a prompt."""
@@ -57,9 +56,16 @@ class LiveSampler:
             take_in(run, lambda bad: iter(prompts), BadRows(0))
             generate(run, self.engine, config)
             for completion in read_records(run.completions_path, Completion):
-                if completion.weights == self.engine.weights:  # not those of a run that went another way
+                if self._is_asked(completion, config):
                     found[completion.prompt_id].append(completion)
         return [rollout for prompt in prompts for rollout in self._rollouts(prompt, found[prompt.id])]
+
+    def _is_asked(self, completion: Completion, config: GenerateConfig) -> bool:
+        """Whether it is of this sampling, and not of one that was begun otherwise in the same place."""
+        seed = seed_for(config.seed, completion.prompt_id, completion.index)
+        return (completion.weights, completion.sampling, completion.seed, completion.index < config.n) == (
+            self.engine.weights, config.sampling, seed, True,
+        )  # fmt: skip
 
     def _rollouts(self, prompt: Prompt, completions: list[Completion]) -> Iterator[Rollout]:
         if len(completions) != self.config.n:
@@ -106,6 +112,11 @@ class LiveScorer:
     def identity(self) -> str:
         return self.judging.identity()
 
+    @property
+    def _pass(self) -> str:
+        """Of each iteration's judgments, by this judge."""
+        return f"ppo-{self.identity[:8]}"
+
     def score(self, iteration: int, rollouts: Sequence[Rollout]) -> list[float | None]:
         """Raises CheckFailed for a judge whose judgments are of several completions at once."""
         groups: dict[str, tuple[Prompt, list[Completion]]] = {}
@@ -114,10 +125,10 @@ class LiveScorer:
         said: dict[str, list[float | None]] = defaultdict(list)
         with RunDir.open(folder_of(self.root, iteration)) as run:
             try:
-                self.judging.judge(run, _PASS, groups=lambda: iter(groups.values()))
+                self.judging.judge(run, self._pass, groups=lambda: iter(groups.values()))
             except NothingUsable:
                 return [None] * len(rollouts)  # with their reasons on record
-            for judgment in read_records(run.judgments_path(_PASS), Judgment):
+            for judgment in read_records(run.judgments_path(self._pass), Judgment):
                 if len(judgment.completion_ids) > 1:
                     raise CheckFailed(
                         f"{self.judging.name} ranks completions, and PPO needs a score for each",

@@ -22,11 +22,11 @@ from train.rollout import Tokens
 
 class ActorCritic(nn.Module):  # type: ignore[misc]
     """policy: a causal language model. critic: a sequence-classification model with one label, read at every
-    position. offset: taken off its values, so that they begin around 0."""
+    position, its values those of the scores that it begins from."""
 
-    def __init__(self, policy: Any, critic: Any, offset: float = 0.0) -> None:
+    def __init__(self, policy: Any, critic: Any) -> None:
         super().__init__()
-        self.policy, self.critic, self.offset = policy, critic, offset
+        self.policy, self.critic = policy, critic
 
     def forward(self, tokens: Tokens, temperature: float, entropy: bool = False) -> tuple[Tensor, ...]:
         """Log-probabilities of the completion tokens at `temperature`, (B, R); values of the states before
@@ -43,7 +43,7 @@ class ActorCritic(nn.Module):  # type: ignore[misc]
             position_ids=tokens.position_ids, use_cache=False,
         ).last_hidden_state  # (B, P + R, d)  # fmt: skip
         kept = hidden[:, -tokens.completion_ids.shape[1] - 1 :]
-        values: Tensor = critic.score(kept).squeeze(-1).float() - self.offset
+        values: Tensor = critic.score(kept).squeeze(-1).float()
         return values
 
 
@@ -93,7 +93,6 @@ def load(config: PpoConfig, tokenizer: HfTokenizer, dtype: torch.dtype) -> Model
     models.check_targets(policy.model, config.lora_targets)
     critic = models.load_reward(config.critic or config.model, copy.deepcopy(tokenizer), dtype, trust,
                                 config.seed)  # fmt: skip
-    offset = float(getattr(critic.config, "reward_mean", 0.0)) if config.critic else 0.0
     if config.critic is None:
         with torch.no_grad():
             critic.model.score.weight.zero_()
@@ -106,7 +105,7 @@ def load(config: PpoConfig, tokenizer: HfTokenizer, dtype: torch.dtype) -> Model
             _trained(config, loaded.model, task)
             for loaded, task in ((policy, "CAUSAL_LM"), (critic, "SEQ_CLS"))
         ]
-    return Models(ActorCritic(trained[0], trained[1], offset), policy, critic, reference)
+    return Models(ActorCritic(trained[0], trained[1]), policy, critic, reference)
 
 
 def _trained(config: PpoConfig, model: Any, task: str) -> Any:
@@ -116,7 +115,9 @@ def _trained(config: PpoConfig, model: Any, task: str) -> Any:
         return model
     import peft
 
-    return peft.get_peft_model(model, models.lora(config, task))
+    adapted = peft.get_peft_model(model, models.lora(config, task))
+    models.train_in_float32(adapted)
+    return adapted
 
 
 def _check_critic(config: PpoConfig, tokenizer: HfTokenizer) -> None:

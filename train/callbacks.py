@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import signal
 import sys
 import time
@@ -15,7 +14,6 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from gavel.command import say
-from gavel.errors import CheckFailed
 from gavel.rundir import JsonlWriter
 from train import group
 from train.output import Output
@@ -43,12 +41,6 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
         if "loss" not in logs:  # the closing line about run time
             return
-        norm = float(logs.get("grad_norm", 0.0))
-        if not math.isfinite(logs["loss"]) or not math.isfinite(norm):
-            raise CheckFailed(
-                f"loss {logs['loss']}, gradient norm {norm} at step {state.global_step}",
-                hint="Lower --learning-rate, or train with --precision fp32.",
-            )
         kept = {k: _number(v) for k, v in logs.items() if k not in _RESTARTED}
         self.last = {"step": state.global_step, **kept}
         if self._writer is not None:

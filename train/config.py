@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -77,8 +78,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raises InputError for a value that cannot be used, naming the option."""
+        for name, value in vars(self).items():
+            _need(name, not isinstance(value, float) or math.isfinite(value), "must be a finite number")
         for name in ("learning_rate", "epochs"):
             _need(name, getattr(self, name) > 0, "must be above 0")
+        _need("max_length", self.max_length is None or self.max_length >= 2, "must be at least 2")
+        _need("lora_alpha", self.lora_alpha is None or self.lora_alpha > 0, "must be above 0")
         for name in ("batch_size", "log_steps"):
             _need(name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("warmup", "weight_decay", "max_grad_norm", "lora_r", "save_steps"):
@@ -110,6 +115,11 @@ class TrainConfig:
     def halved_micro_batch(self) -> int | None:
         """The next micro-batch that is at most half as large, None for one of a single row."""
         return _divisor(self.batch_size, self.micro_batch_size // 2) if self.micro_batch_size > 1 else None
+
+    @property
+    def shorter(self) -> str:
+        """The option that shortens what goes through the model."""
+        return "--max-length to leave out the longest rows"
 
     def shaping(self) -> dict[str, Any]:
         """The settings that shape the trained weights: what a resumed run must have in common."""
@@ -358,11 +368,17 @@ class PpoConfig(TrainConfig):
         for name in ("kl_target", "critic_learning_rate"):
             value = getattr(self, name)
             _need(name, value is None or value > 0, "must be above 0")
+        _need("kl_horizon", self.kl_target is None or self.kl_horizon >= self.batch_size,
+              f"must be at least --batch-size {self.batch_size}")  # fmt: skip
         for name in ("gamma", "lam"):
             _need(name, 0 <= getattr(self, name) <= 1, "must be in [0, 1]")
         for name in ("n", "mini_batches"):
             _need(name, self.batch_size % getattr(self, name) == 0,
                   f"must divide --batch-size {self.batch_size}")  # fmt: skip
+
+    @property
+    def shorter(self) -> str:
+        return "--max-tokens for shorter completions"
 
     @property
     def steps_per_iteration(self) -> int:

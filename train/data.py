@@ -26,7 +26,7 @@ from train.rows import Encoder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairRow:
-    """One pair to train on. Produced here, consumed by `train.dpo`.
+    """One pair to train on. Produced here, consumed by `train.dpo` and `train.reward`.
 
     prompt_ids, chosen_ids, rejected_ids: token ids; the completion's EOS is there exactly when it was
         sampled (or, for text from elsewhere, unless it is known to be cut off).

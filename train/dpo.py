@@ -97,12 +97,9 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
             return "off", by_rows  # the router's loss is a mean over the tokens that were forwarded
         if asked != "prompts":
             return asked, by_rows
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            why: str | None = "not with DeepSpeed or FSDP"  # untested
-        else:
-            model = self.accelerator.unwrap_model(self.model)
-            base = model.get_base_model() if self._config.lora_r else model
-            why = try_prompts(base, self._longest(), self.accelerator.device, TOLERANCE[self._precision])
+        model = self.accelerator.unwrap_model(self.model)
+        base = model.get_base_model() if self._config.lora_r else model
+        why = try_prompts(base, self._longest(), self.accelerator.device, TOLERANCE[self._precision])
         if why is None:
             return "prompts", by_prompts
         say(f"prompts go through the model once for each completion: {why}")
@@ -214,6 +211,7 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
     """
     started = time.monotonic()
     running.quiet()
+    group.check_whole("DPO, which asks a reference,")
     running.check_names(config)
     running.check_rows(config, rows)
     running.check_batch(config, rows)

@@ -109,6 +109,7 @@ class ExactRows:
     def carry(self: Any) -> None:
         """To be called once the trainer is made."""
         self.sizes = []
+        models.train_in_float32(self.model)
         # without it, Trainer neither rewrites the model's EOS and pad ids nor saves it in checkpoints
         self.processing_class = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,7 +72,14 @@ def experience(
     device, width = said.logps.device, said.logps.shape[1]
     scored = torch.tensor([score is not None for score in scores], device=device)
     if not scored.any():
-        raise CheckFailed("the judge gave no completion of an iteration a usable score", where="--judge")
+        raise CheckFailed(
+            "the judge gave no completion of an iteration a usable score", where="--judge",
+            hint="Its replies and the reasons are in the run directory of the iteration, below OUT/rollouts.",
+        )  # fmt: skip
+    for rollout, score in zip(rollouts, scores, strict=True):
+        if score is not None and not math.isfinite(score):
+            raise CheckFailed(f"the score of completion {rollout.completion.id} is {score}",
+                              hint="A scorer says None where there is no score.")  # fmt: skip
     given = torch.tensor([score or 0.0 for score in scores], device=device)
     lengths = torch.tensor([len(r.completion_ids) for r in rollouts], device=device)
     mask = (torch.arange(width, device=device) < lengths[:, None]) & scored[:, None]

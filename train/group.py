@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -9,6 +11,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from gavel import processes
+from gavel.errors import InputError
 
 T = TypeVar("T")
 
@@ -16,7 +19,15 @@ T = TypeVar("T")
 def join() -> None:
     """Meets the others, where there are any. To be called before anything else here."""
     if processes.in_group():
-        PartialState(cpu=not torch.cuda.is_available())
+        # in PPO the others wait for engines and judges, however long these take
+        PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
+
+
+def check_whole(task: str) -> None:
+    """Raises InputError where accelerate divides the model itself among the processes."""
+    if any(os.environ.get(name) == "true" for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")):
+        raise InputError(f"{task} works with whole copies of the model, not with FSDP or DeepSpeed",
+                         hint="Use --processes N, or accelerate with data parallelism.")  # fmt: skip
 
 
 def size() -> int:

@@ -265,6 +265,14 @@ def check_targets(model: Any, targets: Sequence[str]) -> None:
                              hint=f"Its linear layers: {', '.join(sorted(linear))}.")  # fmt: skip
 
 
+def train_in_float32(model: Any) -> None:
+    """Brings what is trained to float32: peft does so with an adapter, but leaves a head in the base's
+    bfloat16, in which small steps are lost."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
+
+
 def lora(config: TrainConfig, task: str = "CAUSAL_LM") -> Any:
     """The peft configuration of an adapter, None without one. task: as peft names it; with "SEQ_CLS" the head
     is trained whole."""

@@ -120,6 +120,11 @@ class Output:
         whole = [line for line in lines if line.endswith(b"\n")]
         write_atomic(self.metrics_path, b"".join(x for x in whole if json.loads(x)["step"] <= step))
 
+    def last_metrics(self) -> dict[str, Any]:
+        """The last line of metrics.jsonl; empty where there is none."""
+        lines = self.metrics_path.read_bytes().splitlines() if self.metrics_path.exists() else []
+        return json.loads(lines[-1]) if lines else {}
+
     def publish(self, save: Callable[[Path], None]) -> None:
         """Saves a model to a staging directory, then moves it in: config.json last, for without it
         nothing loads. `save` is called on all processes, and is to write on the main one."""

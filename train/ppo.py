@@ -65,6 +65,7 @@ def train_ppo(
             are not those of the weights it was given.
     """
     running.quiet()
+    group.check_whole("PPO")
     running.check_names(config)
     trackers(config)
     group.join()
@@ -86,7 +87,7 @@ def train_ppo(
         if start:
             policy.push(start)
 
-        with Log(config, output, learner, iterations, start) as log, stopping(log):
+        with Log(config, output, learner, iterations, start) as log, stopping(log), learner.memory():
             for iteration in range(start, iterations):
                 with log.timed("sample"):  # 1. completions from the engine, which has the newest weights
                     rollouts = live.sample(iteration, list(_drawn(config, prompts, iteration)))
@@ -213,7 +214,7 @@ def iterations_of(config: PpoConfig, prompts: Sequence[Prompt]) -> int:
             f"{len(prompts):,} prompts are fewer than the {size:,} of an iteration",
             where="--batch-size", hint="Lower it, raise --n, or give more prompts.",
         )  # fmt: skip
-    return max(1, int(config.epochs * (len(prompts) // size)))
+    return max(1, int(config.epochs * (len(prompts) // size) + 1e-9))
 
 
 def _drawn(config: PpoConfig, prompts: Sequence[Prompt], iteration: int) -> Iterator[Prompt]:

@@ -20,7 +20,6 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-from accelerate.utils import DistributedType
 from torch import Tensor
 
 from gavel.command import say
@@ -38,6 +37,10 @@ from train.running import less_memory, out_of_memory
 T = TypeVar("T")
 
 
+class OutOfMemory(InputError):
+    """Memory ran out, and no smaller micro-batch may be tried."""
+
+
 class Learner:
     """Policy and critic with their optimiser.
 
@@ -45,7 +48,8 @@ class Learner:
         steps: optimiser steps in all. folder: where trackers keep their files.
 
     Attributes:
-        kl: the KL coefficient. micro_batch: rows per forward pass.
+        kl: the KL coefficient. micro_batch: rows per forward pass. stepped: optimiser steps of the iteration
+            under way, after which its weights are those of no iteration.
     """
 
     def __init__(self, config: PpoConfig, models: Models, precision: str, steps: int, folder: Path) -> None:
@@ -55,12 +59,10 @@ class Learner:
             mixed_precision="bf16" if precision == "bf16" else "no", cpu=not torch.cuda.is_available(),
             log_with=trackers(config) or None, project_dir=str(folder),
         )  # fmt: skip
-        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            raise InputError("PPO trains on whole copies of the model, not with FSDP or DeepSpeed",
-                             hint="Use --processes N, or accelerate with data parallelism.")  # fmt: skip
         self.accelerator.init_trackers("gavel", config.shaping())
         self.models = models
         self.micro_batch = config.micro_batch_size
+        self.stepped = 0
         share = config.batch_size // config.mini_batches
         if share % self.accelerator.num_processes:
             raise InputError(f"the {share} completions of an optimiser step cannot be divided among "
@@ -107,9 +109,12 @@ class Learner:
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def raw_logps(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         """Log-probabilities of completion tokens by the policy at temperature 1."""
-        tokens = Tokens.of(rollouts, self.device)
-        logps = self._module(tokens, 1.0)[0]
-        return [row[: len(r.completion_ids)].tolist() for row, r in zip(logps, rollouts, strict=True)]
+        found = []
+        for start in range(0, len(rollouts), self.micro_batch):
+            part = rollouts[start : start + self.micro_batch]
+            logps = self._module(Tokens.of(part, self.device), 1.0)[0]
+            found += [row[: len(r.completion_ids)].tolist() for row, r in zip(logps, part, strict=True)]
+        return found
 
     def update(self, iteration: int, rollouts: Sequence[Rollout], learned: Experience) -> dict[str, float]:
         """The optimiser steps of an iteration. Returns means over them under TRL's names.
@@ -119,6 +124,7 @@ class Learner:
             InputError: out of memory, and no smaller micro-batch may be tried.
         """
         stats: dict[str, list[float]] = defaultdict(list)
+        self.stepped = 0
         size = len(rollouts) // self._config.mini_batches
         for epoch in range(self._config.ppo_epochs):
             order = shuffled(len(rollouts), self._config.seed, f"iteration {iteration}", epoch)
@@ -148,6 +154,7 @@ class Learner:
             self._optimiser.zero_grad()
             raise _not_a_number(iteration, sums, norms, [rollouts[row] for row in rows])
         learning_rate = self.scheduler.get_last_lr()[0]
+        self.stepped += 1
         self._optimiser.step()
         self._optimiser.zero_grad()
         self.scheduler.step()
@@ -195,24 +202,33 @@ class Learner:
             yield part, Tokens.of([rollouts[row] for row in part], self.device)
 
     def _within_memory(self, work: Callable[[int], T]) -> T:
-        """Calls `work` with the micro-batch, and with half of it again where memory runs out."""
+        """Calls `work` with the micro-batch, and with half of it again where memory runs out and it may."""
         while True:
             try:
                 return work(self.micro_batch)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
                 smaller = self.micro_batch // 2
-                if not (smaller and self._config.halve_micro_batch) or self.accelerator.num_processes > 1:
-                    raise InputError(
-                        "out of memory while training", where=f"--micro-batch {self.micro_batch}",
-                        hint=less_memory(self._config, smaller or None),
-                    ) from None  # fmt: skip
+                may = smaller and self._config.halve_micro_batch and self.accelerator.num_processes == 1
+                if not (may and out_of_memory(error)):
+                    raise
             say(f"out of memory with a micro-batch of {self.micro_batch}: going on with {smaller}")
             self.micro_batch = smaller
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    @contextlib.contextmanager
+    def memory(self) -> Iterator[None]:
+        """Turns a lack of memory into an error that says what to lower."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                "out of memory while training", where=f"--micro-batch {self.micro_batch}",
+                hint=less_memory(self._config, self.micro_batch // 2 or None),
+            ) from None  # fmt: skip
 
     def policy_state(self) -> dict[str, Tensor]:
         """The policy's weights, an adapter's merged in; empty on all processes but the main one."""

@@ -20,7 +20,7 @@ from train.config import PpoConfig
 from train.exact import NotANumber
 from train.experience import Experience
 from train.output import Output, step_of
-from train.ppo_learner import Learner
+from train.ppo_learner import Learner, OutOfMemory
 from train.rollout import Rollout
 
 _SHOWN = ("objective/scores", "objective/kl", "objective/kl_coef", "completions/mean_length",
@@ -37,7 +37,7 @@ class Log:
         self._config, self._output, self._learner = config, output, learner
         self._iterations = iterations
         self._saved = self._said = time.monotonic()
-        self._last: dict[str, Any] = {}
+        self._last: dict[str, Any] = output.last_metrics()
         self.seconds: dict[str, float] = {}
         self._spent: dict[str, float] = {}
         self.stop_requested = False
@@ -51,7 +51,7 @@ class Log:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, NotANumber):
+        if isinstance(error, NotANumber | OutOfMemory):
             error.hint = f"{error.hint} {self._keep()}".strip()
         self._progress.__exit__(kind, error, trace)
         if self._writer is not None:
@@ -99,9 +99,11 @@ class Log:
         return {name: self._last[name] for name in _SHOWN if name in self._last}
 
     def _keep(self) -> str:
-        """Saves the weights of the last good step, and says where they are."""
+        """Saves the state of the last iteration, unless optimiser steps of the next have changed it, and says
+        what there is."""
         newest = self._output.newest_checkpoint()
-        if self._done > (step_of(newest) if newest else 0):
+        changed = self._learner.stepped or self._learner.accelerator.num_processes > 1
+        if not changed and self._done > (step_of(newest) if newest else 0):
             with contextlib.suppress(RuntimeError, OSError):  # no memory, no disk: what was saved remains
                 self._checkpoint(self._done)
         newest = self._output.newest_checkpoint()

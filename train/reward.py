@@ -113,6 +113,7 @@ def train_reward(config: RewardConfig, rows: Sequence[PairRow], out: str | Path)
     """
     started = time.monotonic()
     running.quiet()
+    group.check_whole("a reward model, which is measured when it is trained,")
     running.check_names(config)
     running.check_rows(config, rows)
     _check_margins(config, rows)

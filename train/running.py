@@ -185,7 +185,8 @@ def less_memory(config: TrainConfig, smaller: int | None) -> str:
         )
     if not config.gradient_checkpointing:
         ways.append("--gradient-checkpointing")
-    return f"Try {', or '.join([*ways, '--max-length to leave out the longest rows', '--lora-r 16'])}."
+    ways += [config.shorter, *([] if config.lora_r else ["--lora-r 16"])]
+    return f"Try {', or '.join(ways)}."
 
 
 def _kept(trainer: Any, output: Output) -> str:
