@@ -15,12 +15,14 @@ from judged_runs import completion
 
 from gavel.engines.fake import FakeEngine
 from gavel.errors import CapabilityError, CheckFailed, InputError, RowError, RunDirError
+from gavel.packed import pack_ids
 from gavel.protocols import Capability, SampleRequest, ScoreRequest, Tokenizer
-from gavel.records import Completion, Judgment, Message, PreferencePair, Prompt, Sampling
+from gavel.records import Completion, Judgment, Message, PreferencePair, Prompt, Sampling, digest
 from gavel.rundir import JsonlWriter, RunDir, read_records
 from judge.gptscore import GptScore
 from judge.method import Call, Item, OwnMethod, Reply, Request, Verdict
 from judge.pairs import PairConfig, make_pairs
+from judge.reward import Reward
 from judge.stage import judge, pass_name
 
 Gavel = Callable[..., Ran]
@@ -178,6 +180,27 @@ def test_a_twin_whose_sibling_was_recorded_before_a_stop(tmp_path: Path) -> None
         writer.append(completion("one", 1, "x"))
     judged(path, Counting())
     assert {j.completion_ids: j.score for j in judgments(path)}.keys() == {("one-c0",), ("one-c1",)}
+
+
+def test_a_reward_model_tells_apart_what_reads_alike(tmp_path: Path) -> None:
+    """Completions of one text but other ids, and one that was cut off: each is asked about by itself."""
+    engine = FakeEngine()
+    path = build(tmp_path / "run", {"one": []})
+    prompt_hash = digest("prompt_ids", engine.tokenizer.chat_ids((Message("user", "one"),)))
+    sampled = [([5, 1], "stop"), ([5], "length"), ([6, 1], "stop"), ([5, 1], "stop")]
+    alike = [
+        Completion(id=f"c{i}", prompt_id="one", index=i, text="paris", token_ids=pack_ids(ids),
+                   prompt_hash=prompt_hash, finish_reason=finish)
+        for i, (ids, finish) in enumerate(sampled)
+    ]  # fmt: skip
+    with JsonlWriter(RunDir(path).completions_path) as writer:
+        for made in alike:
+            writer.append(made)
+    summary = judged(path, engine, Reward())
+    scores = {j.completion_ids[0]: j.score for j in judgments(path)}
+    assert len(scores) == 4 and scores["c0"] == scores["c3"]
+    assert len({scores["c0"], scores["c1"], scores["c2"]}) == 3
+    assert summary["calls"] == 3, "what is the same to the last id is asked about once"
 
 
 def test_the_order_of_replies_changes_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""PPO: what it computes, what it optimises, what it does with an engine, and its bad days."""
+"""PPO on live engines: end to end, resumed to the bit, engines that are not what they should be, bad days."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ from conftest import Engines, Ran, Tiny
 from test_train_dpo import same_weights, steps_of
 
 from gavel.errors import CheckFailed, InputError
-from gavel.records import Completion, Message, Prompt
+from gavel.records import Message, Prompt
 from train.config import PpoConfig
 
 pytestmark = pytest.mark.engine
-
-EOS = 3  # of the tiny models
 
 
 @pytest.fixture(autouse=True)
@@ -30,391 +28,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def rollout(
-    prompt: Sequence[int], completion: Sequence[int], *, cut_off: bool = False, name: str = "c"
-) -> Any:
-    from train.rollout import Rollout
-
-    return Rollout(
-        prompt=Prompt(id=f"p{prompt}", messages=(Message("user", "x"),)),
-        completion=Completion(id=name, prompt_id=f"p{prompt}", index=0, text="t",
-                              finish_reason="length" if cut_off else "stop"),
-        prompt_ids=list(prompt), completion_ids=list(completion), sampler_logps=[0.0] * len(completion),
-    )  # fmt: skip
-
-
-#: Prompts and completions of unlike lengths; one ends without EOS, one is EOS alone.
-ROLLOUTS = [
-    ([5, 6, 7, 8, 9, 10, 11], [20, 21, EOS]),
-    ([5], [30, 31, 32, 33, 34, 35, 36, 37]),
-    ([40, 41, 42], [EOS]),
-    ([50, 51], [60, 61, 62, 63, EOS]),
-]
-
-
-def rollouts() -> list[Any]:
-    return [rollout(p, c, cut_off=c[-1] != EOS, name=f"c{i}") for i, (p, c) in enumerate(ROLLOUTS)]
-
-
-def learner_of(tiny: Tiny, folder: Path, **changes: Any) -> Any:
-    import torch
-
-    from gavel.tokenizer import HfTokenizer
-    from train import actor_critic
-    from train.ppo_learner import Learner
-
-    settings = {"critic": tiny.reward, "batch_size": 4, "learning_rate": 1e-3, "temperature": 0.7}
-    config = PpoConfig(model=tiny.lm, **(settings | changes))
-    models = actor_critic.load(config, HfTokenizer.load(config.model), torch.float32)
-    return Learner(config, models, "fp32", 100, folder)
-
-
-def learned_of(learner: Any, rows: list[Any], scores: Sequence[float | None] | None = None) -> Any:
-    from train.experience import experience
-
-    given = scores or [1.0, -2.0, 0.5, 3.0]
-    said = learner.evaluate(rows)
-    logps = [said.logps[i, : len(r.completion_ids)].tolist() for i, r in enumerate(rows)]
-    drawn = [  # the sampler is a little off
-        replace(r, sampler_logps=[lp + 0.1 * (-1) ** t for t, lp in enumerate(logps[i])])
-        for i, r in enumerate(rows)
-    ]
-    return experience(learner._config, drawn, given, said, learner.kl.coef)
-
-
-# what the models say
-
-
-def test_at_the_start_policy_and_reference_agree(tiny: Tiny, tmp_path: Path) -> None:
-    said = learner_of(tiny, tmp_path).evaluate(rollouts())
-    assert float((said.logps - said.ref_logps).abs().max()) == 0.0
-
-
-def test_log_probabilities_and_values_are_those_of_one_sequence_alone(tiny: Tiny, tmp_path: Path) -> None:
-    """A batch with padding on both sides = each sequence by itself, without any, by transformers alone."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    said = learner_of(tiny, tmp_path).evaluate(rollouts())
-    policy = AutoModelForCausalLM.from_pretrained(tiny.lm)
-    critic = AutoModelForSequenceClassification.from_pretrained(tiny.reward)
-    for row, (prompt, completion) in enumerate(ROLLOUTS):
-        ids, start, n = torch.tensor([prompt + completion]), len(prompt), len(completion)
-        with torch.no_grad():
-            logps = (policy(ids).logits[0] / 0.7).log_softmax(-1)
-            values = critic.score(critic.model(ids).last_hidden_state)[0, :, 0]
-        expected = logps[start - 1 : -1].gather(1, ids[0, start:, None])[:, 0]
-        assert torch.allclose(said.logps[row, :n], expected, atol=1e-5)
-        assert torch.allclose(said.values[row, :n], values[start - 1 : -1], atol=1e-5)
-        assert said.after[row] == pytest.approx(float(values[-1]), abs=1e-5)
-        entropy = -(logps.exp() * logps).sum(-1)[start - 1 : -1]
-        assert torch.allclose(said.entropies[row, :n], entropy, atol=1e-5)
-
-
-def test_what_stands_in_pad_slots_changes_nothing(tiny: Tiny, tmp_path: Path) -> None:
-    import torch
-
-    from train.rollout import Tokens
-
-    learner = learner_of(tiny, tmp_path)
-    tokens = Tokens.of(rollouts(), torch.device("cpu"))
-    ids = torch.where(tokens.attention_mask.bool(), tokens.input_ids, 123)
-    spoiled = replace(tokens, input_ids=ids, completion_ids=ids[:, -tokens.completion_ids.shape[1] :])
-    with torch.no_grad():
-        logps, values = learner._module(tokens, 1.0)
-        others, other_values = learner._module(spoiled, 1.0)
-    assert torch.equal(logps[tokens.mask], others[tokens.mask])
-    assert torch.equal(values[:, :-1][tokens.mask], other_values[:, :-1][tokens.mask])
-
-
-def test_left_and_right_padding_are_one(tiny: Tiny, tmp_path: Path) -> None:
-    import torch
-
-    from train.ppo_terms import selected_logps
-
-    learner = learner_of(tiny, tmp_path)
-    said = learner.evaluate(rollouts())
-    width = max(len(p) + len(c) for p, c in ROLLOUTS)
-    ids = torch.zeros(len(ROLLOUTS), width, dtype=torch.long)
-    for row, (prompt, completion) in enumerate(ROLLOUTS):
-        ids[row, : len(prompt) + len(completion)] = torch.tensor(prompt + completion)
-    with torch.no_grad():
-        logits = learner.models.module.policy(ids).logits / 0.7
-    logps = selected_logps(logits[:, :-1], ids[:, 1:])
-    for row, (prompt, completion) in enumerate(ROLLOUTS):
-        found = logps[row, len(prompt) - 1 : len(prompt) + len(completion) - 1]
-        assert torch.allclose(said.logps[row, : len(completion)], found, atol=1e-5)
-
-
-# what is optimised
-
-
-def test_the_first_step_has_ratio_one_and_clips_nothing(tiny: Tiny, tmp_path: Path) -> None:
-    learner = learner_of(tiny, tmp_path, ppo_epochs=1)
-    rows = rollouts()
-    steps = learner.update(0, rows, learned_of(learner, rows))
-    assert steps["val/ratio"] == pytest.approx(1.0, abs=1e-6)
-    assert steps["policy/approxkl_avg"] == pytest.approx(0.0, abs=1e-10)
-    assert steps["policy/clipfrac_avg"] == steps["val/clipfrac_avg"] == 0.0
-    again = learner.evaluate(rows)
-    assert float((again.logps - again.ref_logps).abs().max()) > 1e-4, (
-        "the policy moved, the reference did not"
-    )
-
-
-def close(gradient: Any, other: Any) -> bool:
-    """To 5e-5 of the largest: what float32 leaves of sums in another order."""
-    return bool((gradient - other).abs().max() <= 5e-5 * other.abs().max().clamp(min=1e-3))
-
-
-def gradients(learner: Any, rows: list[Any], learned: Any, micro: int) -> dict[str, Any]:
-    import torch
-
-    learner._optimiser.zero_grad()
-    learner._gradients(rows, learned, range(len(rows)), micro, learned.mask.sum())
-    found = {n: p.grad.clone() for n, p in learner.models.module.named_parameters() if p.grad is not None}
-    assert any(torch.any(g != 0) for g in found.values())
-    return found
-
-
-def test_the_gradient_does_not_depend_on_the_micro_batch(tiny: Tiny, tmp_path: Path) -> None:
-    learner, rows = learner_of(tiny, tmp_path), rollouts()
-    learned = learned_of(learner, rows)
-    whole = gradients(learner, rows, learned, 4)
-    for micro in (1, 3):
-        split = gradients(learner, rows, learned, micro)
-        for name, gradient in whole.items():
-            assert close(gradient, split[name]), name
-
-
-def test_the_gradient_is_the_objectives(tiny: Tiny, tmp_path: Path) -> None:
-    """Of the formula in the module's docstring, one sequence at a time, without padding or micro-batches."""
-    import torch
-
-    learner, rows = learner_of(tiny, tmp_path), rollouts()
-    learned = learned_of(learner, rows)
-    found = gradients(learner, rows, learned, 2)
-    module, config = learner.models.module, learner._config
-    total = torch.zeros(())
-    for row, (prompt, completion) in enumerate(ROLLOUTS):
-        ids, start, n = torch.tensor([prompt + completion]), len(prompt), len(completion)
-        logps = (module.policy(ids).logits[0] / 0.7).log_softmax(-1)[start - 1 : -1]
-        logps = logps.gather(1, ids[0, start:, None])[:, 0]
-        values = module.critic.score(module.critic.model(ids).last_hidden_state)[0, start - 1 : -1, 0]
-        advantages, weights = learned.advantages[row, :n], learned.weights[row, :n]
-        ratio = (logps - learned.said.logps[row, :n]).exp()
-        total = total - (weights * advantages * ratio).sum()  # nothing is clipped at the start
-        total = total + config.value_coef * 0.5 * ((values - learned.returns[row, :n]) ** 2).sum()
-    module.zero_grad()
-    (total / learned.mask.sum()).backward()
-    for name, parameter in module.named_parameters():
-        if parameter.grad is not None:
-            assert close(found[name], parameter.grad), name
-
-
-def test_an_end_that_is_also_the_pad_token_is_learned(tiny: Tiny, tmp_path: Path) -> None:
-    """pad = EOS: masks come from lengths, so the EOS keeps its gradient."""
-    import torch
-
-    from train.rollout import Tokens
-
-    rows = [rollout([5, 6], [20, 0]), rollout([5], [30, 31, 32, 0])]  # 0 fills the pad slots
-    tokens = Tokens.of(rows, torch.device("cpu"))
-    assert tokens.mask.tolist() == [[True, True, False, False], [True] * 4]
-    learner = learner_of(tiny, tmp_path)
-    logps, _ = learner._module(tokens, 0.7)
-    logps.retain_grad()
-    learned = learned_of(learner, rows, [1.0, -1.0])
-    from train.ppo_terms import policy_loss
-
-    said = learned.said.logps
-    policy_loss(logps, said, learned.advantages, learned.weights, learned.mask, 0.2).total.backward()
-    assert logps.grad[0, 1] != 0 and logps.grad[1, 3] != 0
-    assert logps.grad[0, 2:].tolist() == [0.0, 0.0]
-
-
-# scores, penalties, masks
-
-
-def test_the_length_limit_costs_the_penalty_and_nothing_else_does(tiny: Tiny, tmp_path: Path) -> None:
-    learner = learner_of(tiny, tmp_path, missing_eos_penalty=5.0)
-    rows = rollouts()
-    learned = learned_of(learner, rows, [1.0, 1.0, 1.0, 1.0])
-    assert [r.cut_off for r in rows] == [False, True, False, False]
-    assert learned.rewards.sum(1).tolist() == pytest.approx([1.0, -4.0, 1.0, 1.0])  # KL is 0 at the start
-
-
-def test_a_cut_off_completion_goes_on_in_the_critics_eyes_if_asked(tiny: Tiny, tmp_path: Path) -> None:
-    rows = rollouts()
-    plain = learned_of(learner_of(tiny, tmp_path, lam=1.0, missing_eos_penalty=0.0), rows)
-    booted = learned_of(learner_of(tiny, tmp_path, lam=1.0, missing_eos_penalty=0.0, bootstrap=True), rows)
-    change = (booted.returns - plain.returns)[:, 0]
-    assert change.tolist() == pytest.approx([0.0, float(plain.said.after[1]), 0.0, 0.0], abs=1e-5)
-
-
-def test_a_completion_without_a_score_changes_nothing(tiny: Tiny, tmp_path: Path) -> None:
-    from train.ppo_log import figures
-
-    learner, rows = learner_of(tiny, tmp_path), rollouts()
-    learned = learned_of(learner, rows, [1.0, None, 0.5, 3.0])
-    assert learned.mask.sum(1).tolist() == [3, 0, 1, 5]
-    found = gradients(learner, rows, learned, 2)
-    others = [rows[0], *rows[2:]]
-    without = learned_of(learner, others, [1.0, 0.5, 3.0])
-    for name, gradient in gradients(learner, others, without, 2).items():
-        assert close(found[name], gradient), name
-    a, b = figures(rows, learned), figures(others, without)
-    same = [n for n in a if n.startswith(("objective/", "policy/", "sampler/"))]
-    assert len(same) > 8 and [a[n] for n in same] == pytest.approx([b[n] for n in same], abs=1e-5)
-    assert (a["completions/unscored"], b["completions/unscored"]) == (1, 0)
-    with pytest.raises(CheckFailed, match="usable score"):
-        learned_of(learner, rows, [None] * 4)
-
-
-def test_the_figures_are_the_hand_worked_ones(tiny: Tiny, tmp_path: Path) -> None:
-    from train.ppo_log import figures
-
-    learner, rows = learner_of(tiny, tmp_path), rollouts()
-    learned = learned_of(learner, rows)
-    found = figures(rows, learned)
-    assert found["objective/scores"] == pytest.approx((1 - 2 + 0.5 + 3) / 4)
-    assert found["objective/rlhf_reward"] == pytest.approx((1 - 2 - 1 + 0.5 + 3) / 4)  # one was cut off
-    assert found["val/num_eos_tokens"] == 3 and found["completions/cut_off"] == 0.25
-    assert found["completions/mean_length"] == (3 + 8 + 1 + 5) / 4
-    logps = [learned.said.logps[i, : len(c)].tolist() for i, (_, c) in enumerate(ROLLOUTS)]
-    assert found["objective/entropy"] == pytest.approx(-sum(map(sum, logps)) / 4, rel=1e-5)
-    assert found["sampler/logp_diff_max"] == pytest.approx(0.1, abs=1e-5)
-    assert found["sampler/logp_diff_mean"] == pytest.approx(0.1, abs=1e-5)
-    weights = [math.exp(-0.1 * (-1) ** t) for _, c in ROLLOUTS for t in range(len(c))]
-    assert found["sampler/ess"] == pytest.approx(
-        sum(weights) ** 2 / 17 / sum(w * w for w in weights), rel=1e-5
-    )
-
-
-def test_rewards_are_whitened_by_option(tiny: Tiny, tmp_path: Path) -> None:
-    rows = rollouts()
-    plain = learned_of(learner_of(tiny, tmp_path), rows)
-    white = learned_of(learner_of(tiny, tmp_path, whiten_rewards=True), rows)
-    given = plain.rewards[plain.mask]
-    assert white.rewards.tolist() == plain.rewards.tolist(), "as reported"
-    expected = (plain.rewards[2, 0] - given.mean()) / given.std() + given.mean()  # the mean stays
-    assert float(white.returns[2, 0]) == pytest.approx(float(expected), rel=1e-4)  # one token alone
-
-
-# the optimum
-
-
-@dataclass
-class OneToken:
-    """A policy over a small vocabulary that answers with one token. Implements `Sampler` and `Scorer`."""
-
-    folder: str
-    rewards: Sequence[float]
-    n: int
-    identity: str = "one token"
-
-    def __post_init__(self) -> None:
-        self.load_weights(Path(self.folder))
-
-    def load_weights(self, folder: Path) -> None:
-        from transformers import AutoModelForCausalLM
-
-        self.model = AutoModelForCausalLM.from_pretrained(folder)
-
-    def distribution(self) -> Any:
-        import torch
-
-        with torch.no_grad():
-            return self.model(torch.tensor([PROMPT])).logits[0, -1].log_softmax(-1)
-
-    def sample(self, iteration: int, prompts: Sequence[Prompt]) -> list[Any]:
-        import torch
-
-        from train.rollout import Rollout
-
-        log_probs = self.distribution()
-        generator = torch.Generator().manual_seed(iteration)
-        drawn = torch.multinomial(log_probs.exp(), self.n, replacement=True, generator=generator).tolist()
-        return [
-            Rollout(prompt=prompts[0], prompt_ids=PROMPT, completion_ids=[token],
-                    sampler_logps=[float(log_probs[token])],
-                    completion=Completion(id=str(i), prompt_id=prompts[0].id, index=i, text=str(token),
-                                          finish_reason="stop"))
-            for i, token in enumerate(drawn)
-        ]  # fmt: skip
-
-    def logps(self, rows: Sequence[Any]) -> list[Sequence[float]]:
-        log_probs = self.distribution()
-        return [[float(log_probs[row.completion_ids[0]])] for row in rows]
-
-    def score(self, iteration: int, rows: Sequence[Any]) -> list[float | None]:
-        return [self.rewards[row.completion_ids[0]] for row in rows]
-
-
-PROMPT = [1, 2]
-REWARDS = [0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 0.2, -2.0]
-BETA = 0.5
-
-
-@pytest.fixture(scope="module")
-def small_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> str:
-    import torch
-    from tiny_models import save_tokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("small")
-    torch.manual_seed(3)
-    config = LlamaConfig(vocab_size=len(REWARDS), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                         num_attention_heads=2, max_position_embeddings=16, initializer_range=0.3,
-                         eos_token_id=EOS, pad_token_id=0, bos_token_id=None)  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    save_tokenizer(folder)
-    return str(folder)
-
-
-def distance(folder: str | Path, start: str) -> float:
-    """KL(π ‖ π*), π* ∝ π_ref · exp(r / β) (Rafailov et al. 2023, eq. 4)."""
-    import torch
-
-    policy, reference = (OneToken(str(f), REWARDS, 1).distribution() for f in (folder, start))
-    optimum = (reference + torch.tensor(REWARDS) / BETA).log_softmax(-1)
-    return float((policy.exp() * (policy - optimum)).sum())
-
-
-def test_ppo_reaches_the_analytic_optimum(small_vocabulary: str, tmp_path: Path) -> None:
-    from train.ppo import train_ppo
-
-    config = PpoConfig(
-        model=small_vocabulary, batch_size=256, n=256, micro_batch=256, epochs=120, learning_rate=0.01,
-        critic_learning_rate=0.02, kl_coef=BETA, ppo_epochs=2, max_tokens=1, value_clip=10.0, log_steps=20,
-    )  # fmt: skip
-    world = OneToken(small_vocabulary, REWARDS, 256)
-    begun = distance(small_vocabulary, small_vocabulary)
-    train_ppo(config, [Prompt(id="p", messages=(Message("user", "x"),))], world, world, tmp_path / "out")
-    reached = distance(tmp_path / "out", small_vocabulary)
-    assert begun > 0.3 and reached < 0.005, (begun, reached)
-
-
-def test_dpo_reaches_the_analytic_optimum(small_vocabulary: str, tmp_path: Path) -> None:
-    """Bradley-Terry soft labels; certain ones have no finite optimum."""
-    from train.config import DpoConfig
-    from train.data import PairRow
-    from train.dpo import train_dpo
-
-    rows = []
-    for better in range(len(REWARDS)):
-        for worse in range(len(REWARDS)):
-            if REWARDS[better] > REWARDS[worse]:
-                p = 1 / (1 + math.exp(REWARDS[worse] - REWARDS[better]))
-                rows.append(PairRow(prompt_ids=PROMPT, chosen_ids=[better], rejected_ids=[worse],
-                                    pair_id=f"{better}>{worse}", p_chosen=p))  # fmt: skip
-    config = DpoConfig(model=small_vocabulary, beta=BETA, soft_labels=True, batch_size=28, micro_batch=28,
-                       epochs=150, learning_rate=0.01, max_grad_norm=0.0)  # fmt: skip
-    train_dpo(config, rows, tmp_path / "out")
-    reached = distance(tmp_path / "out", small_vocabulary)
-    assert reached < 0.001, reached
 
 
 # on live engines
@@ -625,6 +238,58 @@ def test_a_loss_that_is_no_number_stops_before_the_step(
     assert [s["step"] for s in steps_of(tmp_path / "out")] == [1, 2, 3]
 
 
+def test_a_later_step_that_fails_leaves_the_checkpoints_as_they_are(
+    tiny: Tiny, policy_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are then those of no iteration, and what there is is named."""
+    from train import ppo_terms
+
+    original, calls = ppo_terms.policy_loss, []
+
+    def spoiled(*args: Any) -> Any:
+        calls.append(1)
+        found = original(*args)
+        return replace(found, total=found.total * math.nan) if len(calls) == 8 else found
+
+    config = config_of(tiny, micro_batch=8, save_steps=2)
+    run_ppo(tiny, policy_engine, tmp_path / "straight", config)
+    monkeypatch.setattr(ppo_terms, "policy_loss", spoiled)  # of two steps an iteration, the fourth's second
+    config = replace(config, epochs=2)
+    with pytest.raises(CheckFailed) as caught:
+        run_ppo(tiny, policy_engine, tmp_path / "out", config)
+    assert "at iteration 4" in str(caught.value) and "The state of iteration 2 is in" in str(caught.value)
+    kept = sorted(p.name for p in (tmp_path / "out" / "checkpoints").iterdir())
+    assert kept == ["checkpoint-2"]
+
+
+def test_no_memory_for_the_optimiser_is_said_too(
+    tiny: Tiny, policy_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    with pytest.raises(InputError, match="out of memory") as caught:
+        run_ppo(tiny, policy_engine, tmp_path / "out", config_of(tiny, lora_r=4))
+    said = str(caught.value)
+    assert "--max-tokens" in said and "--max-length" not in said and "--lora-r" not in said
+
+
+def test_begun_otherwise_and_stopped_early_the_place_is_still_good(
+    tiny: Tiny, policy_engine: Any, tmp_path: Path
+) -> None:
+    """Without a checkpoint nothing came of the first plan; its completions are not taken for others."""
+    config = config_of(tiny)
+    for changes in ({}, {"temperature": 0.5}, {"n": 4}, {"max_tokens": 6}):
+        with pytest.raises(KeyboardInterrupt):
+            run_ppo(tiny, policy_engine, tmp_path / "out", replace(config, **changes), StopAfter(0))
+    run_ppo(tiny, policy_engine, tmp_path / "out", config)
+    run_ppo(tiny, policy_engine, tmp_path / "straight", config)
+    assert same_weights(tmp_path / "straight", tmp_path / "out")
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 def test_out_of_memory(
     tiny: Tiny, policy_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: bool
@@ -644,7 +309,6 @@ def test_out_of_memory(
     config = config_of(tiny, halve_micro_batch=allowed, epochs=0.4)
     run_ppo(tiny, policy_engine, tmp_path / "plenty", config)
     monkeypatch.setattr(ActorCritic, "forward", small)
-    monkeypatch.setattr("train.ppo._PROBED", 2)
     if not allowed:
         with pytest.raises(InputError, match="out of memory") as caught:
             run_ppo(tiny, policy_engine, tmp_path / "out", config)
@@ -660,6 +324,8 @@ def test_out_of_memory(
         ({"n": 3}, "--n"), ({"mini_batches": 3}, "--mini-batches"), ({"clip": 0}, "--clip"),
         ({"gamma": 1.5}, "--gamma"), ({"kl_target": 0}, "--kl-target"), ({"kl_coef": -1}, "--kl-coef"),
         ({"temperature": 0}, "--temperature"), ({"ppo_epochs": 0}, "--ppo-epochs"),
+        ({"kl_target": 6.0, "kl_horizon": 4}, "--kl-horizon"), ({"lora_alpha": 0.0}, "--lora-alpha"),
+        ({"kl_coef": math.inf}, "--kl-coef"), ({"max_length": 0}, "--max-length"),
         ({"importance_cap": -1}, "--importance-cap"), ({"critic_learning_rate": 0}, "--critic-learning-rate"),
     ],
 )  # fmt: skip
@@ -678,13 +344,6 @@ def test_what_is_known_beforehand_is_refused_beforehand(
         from train.ppo_learner import trackers
 
         trackers(config_of(tiny, report_to=("codecarbon",)))
-
-
-def test_a_critic_that_reads_other_tokens_is_refused(tiny: Tiny, tmp_path: Path) -> None:
-    from test_train_dpo import tiny_model
-
-    with pytest.raises(InputError, match="other token ids"):
-        learner_of(tiny, tmp_path, critic=tiny_model(tmp_path / "other"))
 
 
 # scorers

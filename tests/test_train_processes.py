@@ -138,6 +138,21 @@ def test_resumed_on_two_processes(tiny: Tiny, data: Path, tmp_path: Path) -> Non
     assert same_weights(tmp_path / "straight", tmp_path / "out", atol=1e-5)
 
 
+def test_ctrl_c_leaves_a_checkpoint(tiny: Tiny, data: Path, tmp_path: Path) -> None:
+    """As a terminal sends it, to all of the process group at once."""
+    again = [sys.executable, "-P", "-m", "gavel", *map(str, command("dpo", tiny, data)), "--processes", "2",
+             "--epochs", "400", "--out", str(tmp_path / "out")]  # fmt: skip
+    started = subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(started.pid, signal.SIGINT)
+    _, said = started.communicate(timeout=120)
+    assert started.returncode == 130 and "stopping after this step" in said, said
+    assert len(list((tmp_path / "out" / "checkpoints").glob("*/whole"))) == 1
+
+
 def test_what_goes_wrong_is_said_once(tiny: Tiny, data: Path, tmp_path: Path) -> None:
     done = run(*command("dpo", tiny, data), "--processes", 3, "--out", tmp_path / "a")
     assert done.returncode == 2 and done.stderr.count("must be a multiple of --processes 3") == 1
