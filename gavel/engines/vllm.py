@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from gavel.engines import EngineConfig
 from gavel.errors import CapabilityError, EngineError, GavelError, InputError
@@ -49,6 +49,7 @@ class VllmEngine:
     """Implements `gavel.protocols.Engine` on vllm.LLM's engine, request by request."""
 
     name = "vllm"
+    _alive: ClassVar[int] = 0  # in this process, where they share vLLM's distributed state
 
     def __init__(self, config: EngineConfig) -> None:
         self._on_cpu = on_cpu = prepare_environment()
@@ -60,6 +61,7 @@ class VllmEngine:
         )
         self._llm = _start(config, on_cpu)
         self._engine = self._llm.llm_engine
+        VllmEngine._alive += 1
         self.weights = weights_version(config.model, config.adapter)
         model_config = self._engine.model_config
         self.dtype = config.arithmetic(str(model_config.dtype).removeprefix("torch."))
@@ -137,8 +139,10 @@ class VllmEngine:
         """Frees the model's memory."""
         llm, self._llm, self._engine = self._llm, None, None
         if llm is not None:
-            with contextlib.suppress(Exception):
-                llm.llm_engine.engine_core.shutdown()
+            VllmEngine._alive -= 1
+            if VllmEngine._alive == 0 or os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0":
+                with contextlib.suppress(Exception):
+                    llm.llm_engine.engine_core.shutdown()
             del llm
             gc.collect()
 
