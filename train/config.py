@@ -79,7 +79,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Raises InputError for a value that cannot be used, naming the option."""
         for name, value in vars(self).items():
-            _need(name, not isinstance(value, float) or math.isfinite(value), "must be a finite number")
+            _need(name, not isinstance(value, float) or not math.isinf(value), "must be a finite number")
         for name in ("learning_rate", "epochs"):
             _need(name, getattr(self, name) > 0, "must be above 0")
         _need("max_length", self.max_length is None or self.max_length >= 2, "must be at least 2")
