@@ -145,8 +145,9 @@ def test_ctrl_c_leaves_a_checkpoint(tiny: Tiny, data: Path, tmp_path: Path) -> N
     started = subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                                start_new_session=True)  # fmt: skip
     deadline = time.monotonic() + 120
-    while not (tmp_path / "out" / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)  # a step is taken
     os.killpg(started.pid, signal.SIGINT)
     _, said = started.communicate(timeout=120)
     assert started.returncode == 130 and "stopping after this step" in said, said
