@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gavel.command import command, emit, say, warn
+from gavel.command import command, emit, say
 from gavel.errors import InputError
 from gavel.options import engine_options, source_options
 from judge.methods import check_judge, method_options
 
 if TYPE_CHECKING:
-    from gavel.rundir import RunDir
-    from judge.judging import Judging
+    pass
 
 
 def limit_options(function: Any) -> Any:
@@ -57,6 +56,7 @@ def judge(
     from judge.collect import Limits
     from judge.gate import Gate
     from judge.judging import open_judging
+    from judge.kinship import policies, warn_of_kin
     from judge.stage import take_in_outputs
 
     in_place = is_run(source)
@@ -82,7 +82,7 @@ def judge(
             emit(estimate(run, model, options, name), as_json, "would ask")
             return
         with open_judging(model, options) as judging:
-            _warn_of_kin(run, judging, allowed=own)
+            warn_of_kin(judging.kin(), policies(run.completions_path), allowed=own)
             if gate is not None:
                 say(f"the judge is checked on {gate.gold}")
                 gate.check(run, judging, name)
@@ -99,18 +99,6 @@ def _check_place(source: str, out: str | None, in_place: bool) -> None:
         raise InputError(f"{what}, so --out RUN is needed", where=source)
     if in_place and out is not None:
         raise InputError("is for outputs that exist already; a run is judged in place", where="--out")
-
-
-def _warn_of_kin(run: RunDir, judging: Judging, *, allowed: bool) -> None:
-    from judge.kinship import policies, relation
-
-    related = relation(judging.kin(), policies(run.completions_path))
-    if related is None:
-        return
-    if allowed:
-        say(f"{related} (--self-judge)")
-    else:
-        warn(f"{related}: judges prefer their own kind. Use another judge, or say --self-judge.")
 
 
 def _say_what_is_left(summary: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from gavel.command import say, warn
 from gavel.rundir import read_lines
 
 LOOKS = 1000  # completions looked at for their model and weights
@@ -57,6 +58,15 @@ def relation(judges: Iterable[Kin], makers: Iterable[Kin]) -> str | None:
             if family and family == family_of(maker.model):
                 return f"the judge {judge.model} and the policy {maker.model} are of one family ({family})"
     return None
+
+
+def warn_of_kin(judges: Iterable[Kin], makers: Iterable[Kin], *, allowed: bool) -> None:
+    """Warns of a judge that is related to a maker; where that is meant (--self-judge), says so."""
+    related = relation(judges, makers)
+    if related is not None and allowed:
+        say(f"{related} (--self-judge)")
+    elif related is not None:
+        warn(f"{related}: judges prefer their own kind. Use another judge, or say --self-judge.")
 
 
 def family_of(model: str) -> str | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gavel.command import command, emit, say, warn
+from gavel.command import command, emit, say
 from gavel.errors import InputError
 from gavel.options import engine_config, engine_options, source_options
 from gavel.processes import is_main
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from gavel.engines import EngineConfig
     from gavel.protocols import Engine
     from gavel.records import Prompt
-    from judge.judging import Judging
 
 
 @command("Train MODEL against a judge's scores by proximal policy optimisation.", name="ppo")
@@ -68,6 +67,7 @@ def ppo(as_json: bool, **options: Any) -> None:
     from gavel.records import Sampling
     from generate.stage import GenerateConfig
     from judge.judging import open_judging
+    from judge.kinship import Kin, warn_of_kin
     from rounds.live import LiveSampler, LiveScorer
 
     out, judge_model = options.pop("out"), options.pop("judge_model")
@@ -90,7 +90,7 @@ def ppo(as_json: bool, **options: Any) -> None:
         temperature=config.temperature, max_tokens=config.max_tokens, logprobs_mode="processed"
     )
     with open_engine(policy) as engine, open_judging(judge_model, options) as judging:
-        _warn_of_kin(judging, engine, allowed)
+        warn_of_kin(judging.kin(), [Kin(engine.model, engine.weights)], allowed=allowed)
         kept = _fitting(prompts, engine, config)
         sampler = LiveSampler(engine, GenerateConfig(n=config.n, seed=config.seed, sampling=sampling), root)
         summary = train_ppo(config, kept, sampler, LiveScorer(judging, root), out)
@@ -138,13 +138,3 @@ def _fitting(prompts: list[Prompt], engine: Engine, config: PpoConfig) -> list[P
         raise InputError(f"leaves no prompt any room in a context of {engine.context:,} tokens",
                          where=f"--max-tokens {config.max_tokens}")  # fmt: skip
     return kept
-
-
-def _warn_of_kin(judging: Judging, engine: Engine, allowed: bool) -> None:
-    from judge.kinship import Kin, relation
-
-    related = relation(judging.kin(), [Kin(engine.model, engine.weights)])
-    if related and allowed:
-        say(f"{related} (--self-judge)")
-    elif related:
-        warn(f"{related}: judges prefer their own kind. Use another judge, or say --self-judge.")

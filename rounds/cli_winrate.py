@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from judge.duels import Outcome
-    from judge.judging import Judging
     from judge.winrate import Anchor, Comparison
     from rounds.sides import Joined, Side
 
@@ -140,6 +139,7 @@ def _live(a: str, b: str, as_json: bool, options: dict[str, Any]) -> None:
     from judge.duels import ask
     from judge.head_to_head import per_prompt
     from judge.judging import default_pass, open_judging
+    from judge.kinship import warn_of_kin
     from judge.winrate import orders
     from rounds.sides import bouts_of, check_sides, join
 
@@ -151,7 +151,8 @@ def _live(a: str, b: str, as_json: bool, options: dict[str, Any]) -> None:
         sides = [_side(source, out, options) for source in (a, b)]
         joined = join(*sides)
         with open_judging(model, options) as judging:
-            _warn_of_kin(judging, sides, allowed=options["self_judge"])
+            makers = [kin for side in sides for kin in side.makers()]
+            warn_of_kin(judging.kin(), makers, allowed=options["self_judge"])
             duels = [duel for several in joined.duels.values() for duel in several]
             name = f"{default_pass(judging)}-{judging.identity()[:8]}"
             outcomes, summary = ask(duels, judging, journal, name=name)
@@ -222,16 +223,6 @@ def _side(source: str, out: Path, options: dict[str, Any]) -> Side:
     )
     config = GenerateConfig(n=options["n"], seed=options["seed"], sampling=sampling)
     return of_model(engine, Sampled(options["prompts"], config, out / "outputs"), mapping, bad)
-
-
-def _warn_of_kin(judging: Judging, sides: Sequence[Side], *, allowed: bool) -> None:
-    from judge.kinship import relation
-
-    related = relation(judging.kin(), [kin for side in sides for kin in side.makers()])
-    if related is not None and allowed:
-        say(f"{related} (--self-judge)")
-    elif related is not None:
-        warn(f"{related}: judges prefer their own kind. Use another judge, or say --self-judge.")
 
 
 def _warn_of_repetition(side: Side) -> None:

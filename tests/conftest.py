@@ -181,6 +181,20 @@ def engines(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[En
     made.close()
 
 
+@pytest.fixture
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Matrices this small gain nothing from threads, and lose much where other work runs beside them."""
+    if request.node.get_closest_marker("engine") is None:  # no torch in fast tests that do without
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @dataclass(frozen=True)
 class Ran:
     """What a command did."""

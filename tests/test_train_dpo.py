@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -18,7 +19,7 @@ import pytest
 
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("one_thread")]
 
 PAD, BOS, EOS, USER, ASSISTANT = range(5)
 VOCAB = 40
@@ -57,17 +58,6 @@ def tiny_model(folder: Path, seed: int = 0) -> str:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small gain nothing from threads, and lose much where other work runs beside them."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def planted(count: int, seed: int = 0) -> list[Any]:
@@ -140,6 +130,39 @@ def same_weights(a: Path, b: Path, atol: float = 0.0) -> bool:
     return left.keys() == right.keys() and all(
         torch.allclose(left[k], right[k], rtol=0, atol=atol) for k in left
     )
+
+
+def assert_adapter_and_merged_agree(model: str, adapter: Path, merged: Path) -> None:
+    """An adapter, the same beside the merged model, and that model say one thing, and not the base's."""
+    import torch
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.tensor([[BOS, USER, 12, ASSISTANT, 10, 13]])
+    base, whole = (AutoModelForCausalLM.from_pretrained(m)(ids).logits for m in (model, merged))
+    adapted, beside = (
+        AutoPeftModelForCausalLM.from_pretrained(p)(ids).logits for p in (adapter, merged / "adapter")
+    )
+    assert (adapted - base).abs().max() > 0.01
+    assert torch.allclose(adapted, whole, atol=1e-4) and torch.allclose(adapted, beside, atol=1e-4)
+
+
+@contextlib.contextmanager
+def interrupted_after(step: int) -> Iterator[None]:
+    """Within, a training is stopped as by Ctrl-C once a step is logged."""
+    from train.callbacks import Metrics
+
+    original = Metrics.on_log
+
+    def dies(self: Any, args: Any, state: Any, *rest: Any, **more: Any) -> None:
+        original(self, args, state, *rest, **more)
+        if state.global_step == step:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Metrics, "on_log", dies)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def assert_one_trajectory(one: Path, other: Path) -> None:
@@ -326,9 +349,6 @@ def test_masked_positions_get_no_gradient(
 
 
 def test_lora_trains_and_reloads(model: str, tmp_path: Path) -> None:
-    import torch
-    from peft import AutoPeftModelForCausalLM
-    from transformers import AutoModelForCausalLM
 
     from train.dpo import train_dpo
 
@@ -336,14 +356,7 @@ def test_lora_trains_and_reloads(model: str, tmp_path: Path) -> None:
     config = settings(model, lora_r=4, learning_rate=1e-2)
     train_dpo(config, rows, tmp_path / "adapter")
     train_dpo(replace(config, merge=True), rows, tmp_path / "merged")
-    ids = torch.tensor([[BOS, USER, 12, ASSISTANT, 10, 13]])
-    base, merged = (AutoModelForCausalLM.from_pretrained(m)(ids).logits for m in (model, tmp_path / "merged"))
-    adapted, beside = (
-        AutoPeftModelForCausalLM.from_pretrained(p)(ids).logits
-        for p in (tmp_path / "adapter", tmp_path / "merged" / "adapter")
-    )
-    assert (adapted - base).abs().max() > 0.01
-    assert torch.allclose(adapted, merged, atol=1e-4) and torch.allclose(adapted, beside, atol=1e-4)
+    assert_adapter_and_merged_agree(model, tmp_path / "adapter", tmp_path / "merged")
     assert (tmp_path / "adapter" / "tokenizer.json").exists()
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from test_train_dpo import (
     logps,
-    one_thread,
     planted,
     same_weights,
     settings,
@@ -23,8 +22,7 @@ from test_train_dpo import (
 
 from gavel.errors import InputError
 
-pytestmark = pytest.mark.engine
-__all__ = ["one_thread"]
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")

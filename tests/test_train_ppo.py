@@ -17,17 +17,7 @@ from gavel.errors import CheckFailed, InputError
 from gavel.records import Message, Prompt
 from train.config import PpoConfig
 
-pytestmark = pytest.mark.engine
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("one_thread")]
 
 
 # on live engines
@@ -212,11 +202,8 @@ def test_an_engine_that_cannot_take_weights_is_refused(
 # bad days
 
 
-def test_a_loss_that_is_no_number_stops_before_the_step(
-    tiny: Tiny, policy_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import torch
-
+def spoil(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """Makes the policy loss of one micro-batch no number. call: which, counted from 1."""
     from train import ppo_terms
 
     original, calls = ppo_terms.policy_loss, []
@@ -224,9 +211,17 @@ def test_a_loss_that_is_no_number_stops_before_the_step(
     def spoiled(*args: Any) -> Any:
         calls.append(1)
         found = original(*args)
-        return replace(found, total=found.total * math.nan) if len(calls) == 3 else found
+        return replace(found, total=found.total * math.nan) if len(calls) == call else found
 
     monkeypatch.setattr(ppo_terms, "policy_loss", spoiled)
+
+
+def test_a_loss_that_is_no_number_stops_before_the_step(
+    tiny: Tiny, policy_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    spoil(monkeypatch, 3)
     with pytest.raises(CheckFailed) as caught:
         run_ppo(tiny, policy_engine, tmp_path / "out", config_of(tiny, ppo_epochs=2))
     said = str(caught.value)
@@ -242,18 +237,9 @@ def test_a_later_step_that_fails_leaves_the_checkpoints_as_they_are(
     tiny: Tiny, policy_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weights are then those of no iteration, and what there is is named."""
-    from train import ppo_terms
-
-    original, calls = ppo_terms.policy_loss, []
-
-    def spoiled(*args: Any) -> Any:
-        calls.append(1)
-        found = original(*args)
-        return replace(found, total=found.total * math.nan) if len(calls) == 8 else found
-
     config = config_of(tiny, micro_batch=8, save_steps=2)
     run_ppo(tiny, policy_engine, tmp_path / "straight", config)
-    monkeypatch.setattr(ppo_terms, "policy_loss", spoiled)  # of two steps an iteration, the fourth's second
+    spoil(monkeypatch, 8)  # of two steps an iteration, the fourth's second
     config = replace(config, epochs=2)
     with pytest.raises(CheckFailed) as caught:
         run_ppo(tiny, policy_engine, tmp_path / "out", config)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Engines, Tiny
-from test_train_dpo import EOS, assert_one_trajectory, planted, same_weights, steps_of, tiny_model
+from test_train_dpo import (
+    EOS,
+    assert_one_trajectory,
+    interrupted_after,
+    planted,
+    same_weights,
+    steps_of,
+    tiny_model,
+)
 
 from gavel.errors import InputError
 from train.config import RewardConfig
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rows_of(*pairs: tuple[int, int]) -> list[Any]:
@@ -137,19 +146,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(autouse=True)
-def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
-    if request.node.get_closest_marker("engine") is None:
-        yield
-        return
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def settings(model: str, **changes: Any) -> RewardConfig:
     base = {"model": model, "learning_rate": 1e-3, "batch_size": 8, "log_steps": 1, "scheduler": "constant",
             "precision": "fp32", "held_out": 0.0}  # fmt: skip
@@ -256,25 +252,13 @@ def test_shuffled_labels_teach_nothing(model: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-def test_stopped_and_run_again_it_ends_the_same(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from train.callbacks import Metrics
+def test_stopped_and_run_again_it_ends_the_same(model: str, tmp_path: Path) -> None:
     from train.reward import train_reward
 
     config, rows = settings(model, save_steps=2), labelled(64)
     train_reward(config, rows, tmp_path / "whole")
-    original = Metrics.on_log
-
-    def dies(self: Any, args: Any, state: Any, *rest: Any, **more: Any) -> None:
-        original(self, args, state, *rest, **more)
-        if state.global_step == 5:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Metrics, "on_log", dies)
-        with pytest.raises(KeyboardInterrupt):
-            train_reward(config, rows, tmp_path / "out")
+    with interrupted_after(5):
+        train_reward(config, rows, tmp_path / "out")
     assert not (tmp_path / "out" / "config.json").exists()
     summary = train_reward(config, rows, tmp_path / "out")
     assert summary["steps"] == 8

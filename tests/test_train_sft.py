@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from test_train_dpo import (
     EOS,
     USER,
     VOCAB,
+    assert_adapter_and_merged_agree,
     assert_one_trajectory,
+    interrupted_after,
     same_weights,
     steps_of,
     tiny_model,
@@ -29,19 +31,9 @@ from gavel.errors import InputError
 from train.config import SftConfig
 from train.sft_data import IGNORED, SftRow, pack
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("one_thread")]
 
 Command = Callable[..., Ran]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -257,25 +249,13 @@ def test_text_is_learned(model: str, tmp_path: Path) -> None:
     assert written == (Path(model) / "generation_config.json").read_bytes()
 
 
-def test_stopped_and_run_again_it_ends_the_same(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from train.callbacks import Metrics
+def test_stopped_and_run_again_it_ends_the_same(model: str, tmp_path: Path) -> None:
     from train.sft import train_sft
 
     config, rows = settings(model, save_steps=2, chat_template="chatml"), answered(64)
     train_sft(config, rows, tmp_path / "whole")
-    original = Metrics.on_log
-
-    def dies(self: Any, args: Any, state: Any, *rest: Any, **more: Any) -> None:
-        original(self, args, state, *rest, **more)
-        if state.global_step == 5:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Metrics, "on_log", dies)
-        with pytest.raises(KeyboardInterrupt):
-            train_sft(config, rows, tmp_path / "out")
+    with interrupted_after(5):
+        train_sft(config, rows, tmp_path / "out")
     assert not (tmp_path / "out" / "config.json").exists()
     summary = train_sft(config, rows, tmp_path / "out")
     assert summary["steps"] == 8
@@ -305,9 +285,6 @@ def test_other_work_in_the_directory_is_refused(model: str, tmp_path: Path) -> N
 
 
 def test_lora_trains_and_reloads(model: str, tmp_path: Path) -> None:
-    import torch
-    from peft import AutoPeftModelForCausalLM
-    from transformers import AutoModelForCausalLM
 
     from gavel.stops import ends_of
     from train.sft import train_sft
@@ -316,14 +293,7 @@ def test_lora_trains_and_reloads(model: str, tmp_path: Path) -> None:
     config = settings(model, lora_r=4, learning_rate=1e-2, chat_template="plain")
     train_sft(config, rows, tmp_path / "adapter")
     train_sft(replace(config, merge=True), rows, tmp_path / "merged")
-    ids = torch.tensor([[BOS, USER, 12, ASSISTANT, 10, 13]])
-    base, merged = (AutoModelForCausalLM.from_pretrained(m)(ids).logits for m in (model, tmp_path / "merged"))
-    adapted, beside = (
-        AutoPeftModelForCausalLM.from_pretrained(p)(ids).logits
-        for p in (tmp_path / "adapter", tmp_path / "merged" / "adapter")
-    )
-    assert (adapted - base).abs().max() > 0.01
-    assert torch.allclose(adapted, merged, atol=1e-4) and torch.allclose(adapted, beside, atol=1e-4)
+    assert_adapter_and_merged_agree(model, tmp_path / "adapter", tmp_path / "merged")
     for name in ("adapter", "merged"):
         assert ends_of(str(tmp_path / name)).strings == ("\n### User:",)
         assert "### Assistant" in (tmp_path / name / "chat_template.jinja").read_text()

@@ -18,7 +18,6 @@ from test_train_dpo import (
     VOCAB,
     assert_one_trajectory,
     gradients,
-    one_thread,
     planted,
     settings,
     tiny_model,
@@ -28,8 +27,7 @@ from test_train_dpo import (
 from train.config import DIVERGENCES, LOSSES, WITHIN_MICRO_BATCH
 from train.data import PairRow
 
-pytestmark = pytest.mark.engine
-__all__ = ["one_thread"]
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")

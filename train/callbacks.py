@@ -18,8 +18,8 @@ from gavel.rundir import JsonlWriter
 from train import group
 from train.output import Output
 
-CHECKPOINT_S = 300.0  # between checkpoints, unless steps are counted
-LAST_CHECKPOINT_S = 60.0  # unsaved work that is worth one right before the model is saved
+_CHECKPOINT_S = 300.0  # between checkpoints, unless steps are counted
+_LAST_CHECKPOINT_S = 60.0  # unsaved work that is worth one right before the model is saved
 SAY_S = 30.0  # between lines where there is no terminal
 
 
@@ -27,7 +27,7 @@ _RESTARTED = {"num_tokens"}  # TRL counts anew after a resume
 
 
 class Metrics(TrainerCallback):  # type: ignore[misc]
-    """Appends every log step to metrics.jsonl; a loss that is not a number stops the run."""
+    """Appends every log step to metrics.jsonl."""
 
     def __init__(self, output: Output) -> None:
         self._writer = JsonlWriter(output.metrics_path) if group.is_main() else None
@@ -78,19 +78,28 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.stop_requested = group.any_of(self.stop_requested)
-        unsaved_s = group.of_main(time.monotonic() - self._saved)
-        if state.global_step >= state.max_steps:
-            control.should_save |= unsaved_s > LAST_CHECKPOINT_S  # in case saving the model is interrupted
-        elif self._save_steps:
-            control.should_save |= state.global_step % self._save_steps == 0
-        else:
-            control.should_save |= unsaved_s > CHECKPOINT_S
+        control.should_save |= checkpoint_due(
+            state.global_step, state.max_steps, self._save_steps, self._saved
+        )
         if self.stop_requested:
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._output.mark_whole(state.global_step)
         self._saved = time.monotonic()
+
+
+def checkpoint_due(step: int, steps: int, every: int, saved: float) -> bool:
+    """Whether it is time for a checkpoint, on all processes alike.
+
+    Args:
+        step, steps: done, and in all. every: steps between checkpoints, 0: five minutes. saved: when the last
+            one was, by the monotonic clock.
+    """
+    unsaved_s = group.of_main(time.monotonic() - saved)
+    if step >= steps:
+        return unsaved_s > _LAST_CHECKPOINT_S  # in case saving the model is interrupted
+    return step % every == 0 if every else unsaved_s > _CHECKPOINT_S
 
 
 class Stoppable(Protocol):

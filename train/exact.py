@@ -48,7 +48,16 @@ class Drawn(Sampler):  # type: ignore[misc]
 
 
 class NotANumber(CheckFailed):
-    """A loss or gradient that is not finite; the weights are still those of the step before."""
+    """A loss or gradient that is not finite; the weights are still those of the step before.
+
+    Args:
+        where: the step, and what its rows are called. names: of the rows; the first few are named.
+    """
+
+    def __init__(self, what: str, where: str, names: Sequence[str]) -> None:
+        more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+        super().__init__(f"{what} at {where} {', '.join(names[:_NAMED])}{more}",
+                         hint="Lower --learning-rate, or train with --precision fp32.")  # fmt: skip
 
 
 class ExactRows:
@@ -133,13 +142,13 @@ class ExactRows:
         self.stepping = False
         if not given:
             return [], None
-        mine = [
+        made = [
             self.micro_batch(places) | {ROW: torch.tensor(places), _SPARE: spare}
             for places, spare in _dealt(self.arranged(self._places))
         ]
-        counts = torch.stack([self.counts(batch) * (not batch[_SPARE]) for batch in mine]).sum(dim=0)
+        counts = torch.stack([self.counts(batch) * (not batch[_SPARE]) for batch in made]).sum(dim=0)
         self.totals = (group.summed(counts) / group.size()).tolist()
-        return [_EMPTY] * (len(given) - len(mine)) + mine, None
+        return [_EMPTY] * (len(given) - len(made)) + made, None
 
     def training_step(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if not len(inputs[ROW]):
@@ -176,12 +185,8 @@ class ExactRows:
 
     def _not_a_number(self: Any, what: str, places: Sequence[int]) -> NotANumber:
         rows = [self.rows[place] for place in places]
-        named = [row.name for row in rows[:_NAMED]]
-        more = f" and {len(rows) - _NAMED:,} more" if len(rows) > _NAMED else ""
-        return NotANumber(
-            f"{what} at step {self.state.global_step + 1}, in {rows[0].noun} {', '.join(named)}{more}",
-            hint="Lower --learning-rate, or train with --precision fp32.",
-        )
+        where = f"step {self.state.global_step + 1}, in {rows[0].noun}"
+        return NotANumber(what, where, [row.name for row in rows])
 
     def log(self: Any, logs: dict[str, float], *args: Any) -> None:
         """TRL's metrics are means over micro-batches of each process; here each counts by what it has, and

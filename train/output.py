@@ -112,8 +112,28 @@ class Output:
         for old in sorted(self.checkpoints.glob("checkpoint-*"), key=step_of)[:-2]:
             shutil.rmtree(old, ignore_errors=True)
 
+    def resume(self) -> tuple[Path | None, int]:
+        """The newest whole checkpoint and its step, 0 where there is none. What was measured of later steps,
+        which are about to be done again, is dropped."""
+        checkpoint = self.newest_checkpoint()
+        step = step_of(checkpoint) if checkpoint else 0
+        self.rewind_metrics(step)
+        return checkpoint, step
+
+    def keep(self, step: int, save: Callable[[], None], noun: str) -> str:
+        """After a failure: saves the state of `step` where no checkpoint has it, and says what there is.
+
+        Args:
+            save: makes the checkpoint and marks it. noun: what a step is called.
+        """
+        newest = self.newest_checkpoint()
+        if step > (step_of(newest) if newest else 0):
+            with contextlib.suppress(RuntimeError, OSError):  # no memory, no disk: what was saved remains
+                save()
+        newest = self.newest_checkpoint()
+        return f"The state of {noun} {step_of(newest)} is in {newest}." if newest else ""
+
     def rewind_metrics(self, step: int) -> None:
-        """Drops the metrics of steps after `step`, which are about to be done again."""
         if not group.is_main() or not self.metrics_path.exists():
             return
         lines = self.metrics_path.read_bytes().splitlines(keepends=True)

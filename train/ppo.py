@@ -33,7 +33,7 @@ from train import actor_critic, group, models, running
 from train.callbacks import stopping
 from train.config import PpoConfig
 from train.experience import Experience, experience
-from train.output import Output, step_of
+from train.output import Output
 from train.ppo_learner import Learner, shuffled, trackers
 from train.ppo_log import Log
 from train.rollout import Rollout, Sampler, Scorer
@@ -79,8 +79,7 @@ def train_ppo(
             say(f"{out} is finished already; nothing to do")
             return finished
         tokenizer = HfTokenizer.load(config.model, trust_remote_code=config.trust_remote_code)
-        frozen = config.lora_r > 0 and precision == "bf16"
-        loaded = actor_critic.load(config, tokenizer, torch.bfloat16 if frozen else torch.float32)
+        loaded = actor_critic.load(config, tokenizer, running.loaded_dtype(config, precision))
         learner = Learner(config, loaded, precision, iterations * config.steps_per_iteration, output.path)
         policy = _LivePolicy(learner, live, output.path / ".weights", precision)
         start = _restore(learner, output)
@@ -151,7 +150,7 @@ class _LivePolicy:
     def __init__(self, learner: Learner, live: _OfMain, folder: Path, precision: str) -> None:
         self.folder = folder
         self._learner, self._live = learner, live
-        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._dtype = running.saved_dtype(precision)
         self._tolerance = _TOLERANCE[precision]
         self._rollouts: Sequence[Rollout] = ()
         self._before: list[list[float]] = []
@@ -238,9 +237,7 @@ def _plan(config: PpoConfig, precision: str, prompts: Sequence[Prompt], live: _O
 
 def _restore(learner: Learner, output: Output) -> int:
     """Takes the state of the newest whole checkpoint. Returns how many iterations it has behind it."""
-    checkpoint = output.newest_checkpoint()
-    step = step_of(checkpoint) if checkpoint else 0
-    output.rewind_metrics(step)
+    checkpoint, step = output.resume()
     if checkpoint:
         learner.restore(checkpoint)
         say(f"resuming after iteration {step}")
@@ -254,6 +251,5 @@ def _save(config: PpoConfig, learner: Learner, tokenizer: HfTokenizer, precision
         return
     if config.lora_r:
         learner.models.module.policy.save_pretrained(folder / "adapter")
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    models.save_state(learner.models.policy, state, dtype, folder)
+    models.save_state(learner.models.policy, state, running.saved_dtype(precision), folder)
     models.save_companions(config.model, tokenizer.hf, folder)

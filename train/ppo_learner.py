@@ -9,12 +9,11 @@ number over all processes, so neither micro-batch nor number of processes change
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import transformers
@@ -25,14 +24,15 @@ from torch import Tensor
 from gavel.command import say
 from gavel.errors import InputError
 from gavel.records import seed_for
+from train import group
 from train import ppo_terms as terms
 from train.actor_critic import Models
 from train.config import SCHEDULES, PpoConfig
-from train.exact import NotANumber
+from train.exact import NotANumber, mine
 from train.experience import Evaluated, Experience
 from train.models import merged
 from train.rollout import Rollout, Tokens
-from train.running import less_memory, out_of_memory
+from train.running import free_memory, less_memory, out_of_memory
 
 T = TypeVar("T")
 
@@ -64,9 +64,9 @@ class Learner:
         self.micro_batch = config.micro_batch_size
         self.stepped = 0
         share = config.batch_size // config.mini_batches
-        if share % self.accelerator.num_processes:
+        if share % group.size():
             raise InputError(f"the {share} completions of an optimiser step cannot be divided among "
-                             f"{self.accelerator.num_processes} processes", where="--batch-size")  # fmt: skip
+                             f"{group.size()} processes", where="--batch-size")  # fmt: skip
         self.kl = terms.AdaptiveKl(config.kl_coef, config.kl_target, config.kl_horizon)
         if models.reference is not None:
             models.reference.to(self.accelerator.device)
@@ -80,10 +80,6 @@ class Learner:
     @property
     def device(self) -> torch.device:
         return self.accelerator.device
-
-    @property
-    def is_main(self) -> bool:
-        return bool(self.accelerator.is_main_process)
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def evaluate(self, rollouts: Sequence[Rollout]) -> Evaluated:
@@ -101,7 +97,7 @@ class Learner:
                     found[place, part, : kind.shape[1]] = kind.float()
 
         self._within_memory(passes)
-        found = self.accelerator.reduce(found, "sum")
+        found = group.summed(found)
         ends = torch.tensor([len(r.completion_ids) for r in rollouts], device=self.device)
         after = found[2].gather(1, ends[:, None])[:, 0]
         return Evaluated(found[0, :, :-1], found[1, :, :-1], found[2, :, :-1], after, found[3, :, :-1])
@@ -145,7 +141,7 @@ class Learner:
         if not count:
             return {}
         sums = self._within_memory(lambda micro: self._gradients(rollouts, learned, rows, micro, count))
-        sums = self.accelerator.reduce(sums, "sum") / count
+        sums = group.summed(sums) / count
         norms = [
             float(self.accelerator.clip_grad_norm_(part.parameters(), config.max_grad_norm or math.inf))
             for part in (self.models.module.policy, self.models.module.critic)
@@ -171,7 +167,8 @@ class Learner:
         config, sums = self._config, torch.zeros(6, device=self.device)
         self._optimiser.zero_grad()
         for part, tokens, last in _marked(self._micro_batches(rollouts, rows, micro)):
-            with _sync(self.accelerator, self._module, last):
+            # processes exchange gradients at a step's last micro-batch only
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self._module):
                 width = tokens.mask.shape[1]
                 mask, old_logps, old_values, advantages, returns, weights = (
                     array[part, :width]
@@ -183,7 +180,7 @@ class Learner:
                 value = terms.value_loss(values[:, :-1], old_values, returns, mask, config.value_clip)
                 loss = (policy.total + config.value_coef * value.total) / count
                 # gradients are averaged over processes, the objective is a sum over their shares
-                self.accelerator.backward(loss * self.accelerator.num_processes)
+                self.accelerator.backward(loss * group.size())
             with torch.no_grad():
                 change = torch.where(mask, logps - old_logps, 0.0)
                 ratio = torch.where(mask, change.exp(), 0.0)
@@ -196,9 +193,9 @@ class Learner:
     ) -> Iterator[tuple[list[int], Tokens]]:
         """This process's share of some rows, rows of like length together."""
         order = sorted(rows, key=lambda row: (-rollouts[row].length, row))
-        mine = order[self.accelerator.process_index :: self.accelerator.num_processes]
-        for start in range(0, len(mine), micro):
-            part = mine[start : start + micro]
+        share = mine(order)
+        for start in range(0, len(share), micro):
+            part = list(share[start : start + micro])
             yield part, Tokens.of([rollouts[row] for row in part], self.device)
 
     def _within_memory(self, work: Callable[[int], T]) -> T:
@@ -208,14 +205,12 @@ class Learner:
                 return work(self.micro_batch)
             except (RuntimeError, MemoryError) as error:
                 smaller = self.micro_batch // 2
-                may = smaller and self._config.halve_micro_batch and self.accelerator.num_processes == 1
+                may = smaller and self._config.halve_micro_batch and group.size() == 1
                 if not (may and out_of_memory(error)):
                     raise
             say(f"out of memory with a micro-batch of {self.micro_batch}: going on with {smaller}")
             self.micro_batch = smaller
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            free_memory()
 
     @contextlib.contextmanager
     def memory(self) -> Iterator[None]:
@@ -233,7 +228,7 @@ class Learner:
     def policy_state(self) -> dict[str, Tensor]:
         """The policy's weights, an adapter's merged in; empty on all processes but the main one."""
         state = self.accelerator.get_state_dict(self._module)
-        if not self.is_main:
+        if not group.is_main():
             return {}
         ours = {name.removeprefix("policy."): w for name, w in state.items() if name.startswith("policy.")}
         return merged(self.models.module.policy, ours) if self._config.lora_r else ours
@@ -296,18 +291,11 @@ def _marked(parts: Iterator[tuple[list[int], Tokens]]) -> Iterator[tuple[list[in
         yield *before, True
 
 
-def _sync(accelerator: Accelerator, module: Any, last: bool) -> Any:
-    """Processes exchange gradients at a step's last micro-batch only."""
-    return contextlib.nullcontext() if last else accelerator.no_sync(module)
-
-
 def _not_a_number(
     iteration: int, sums: Tensor, norms: Sequence[float], rows: Sequence[Rollout]
 ) -> NotANumber:
-    named = ", ".join(row.completion.id for row in rows[:8])
-    more = f" and {len(rows) - 8:,} more" if len(rows) > 8 else ""
     return NotANumber(
         f"policy loss {float(sums[0]):.4g}, value loss {float(sums[1]):.4g}, gradient norms "
-        f"{norms[0]:.4g} and {norms[1]:.4g} at iteration {iteration + 1}, in completions {named}{more}",
-        hint="Lower --learning-rate, or train with --precision fp32.",
-    )
+        f"{norms[0]:.4g} and {norms[1]:.4g}",
+        f"iteration {iteration + 1}, in completions", [row.completion.id for row in rows],
+    )  # fmt: skip

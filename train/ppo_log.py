@@ -15,11 +15,11 @@ from gavel.progress import Progress
 from gavel.rundir import JsonlWriter
 from train import group
 from train import ppo_terms as terms
-from train.callbacks import CHECKPOINT_S, LAST_CHECKPOINT_S, SAY_S
+from train.callbacks import SAY_S, checkpoint_due
 from train.config import PpoConfig
 from train.exact import NotANumber
 from train.experience import Experience
-from train.output import Output, step_of
+from train.output import Output
 from train.ppo_learner import Learner, OutOfMemory
 from train.rollout import Rollout
 
@@ -91,7 +91,8 @@ class Log:
                 say(f"iteration {done}/{self._iterations}: score {self._last['objective/scores']:.4g}, "
                     f"KL {self._last['objective/kl']:.3g}")  # fmt: skip
         self._progress.advance()
-        if self._due(done):
+        due = checkpoint_due(done, self._iterations, self._config.save_steps, self._saved)
+        if due or self.stop_requested:
             self._checkpoint(done)
 
     def shown(self) -> dict[str, Any]:
@@ -101,22 +102,10 @@ class Log:
     def _keep(self) -> str:
         """Saves the state of the last iteration, unless optimiser steps of the next have changed it, and says
         what there is."""
-        newest = self._output.newest_checkpoint()
-        changed = self._learner.stepped or self._learner.accelerator.num_processes > 1
-        if not changed and self._done > (step_of(newest) if newest else 0):
-            with contextlib.suppress(RuntimeError, OSError):  # no memory, no disk: what was saved remains
-                self._checkpoint(self._done)
-        newest = self._output.newest_checkpoint()
-        return f"The state of iteration {step_of(newest)} is in {newest}." if newest else ""
-
-    def _due(self, done: int) -> bool:
-        unsaved_s = group.of_main(time.monotonic() - self._saved)
-        if self.stop_requested:
-            return True
-        if done >= self._iterations:
-            return unsaved_s > LAST_CHECKPOINT_S  # in case saving the model is interrupted
-        every = self._config.save_steps
-        return done % every == 0 if every else unsaved_s > CHECKPOINT_S
+        changed = self._learner.stepped or group.size() > 1
+        return self._output.keep(
+            0 if changed else self._done, lambda: self._checkpoint(self._done), "iteration"
+        )
 
     def _checkpoint(self, done: int) -> None:
         self._learner.save(self._output.checkpoints / f"checkpoint-{done}")

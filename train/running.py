@@ -29,7 +29,7 @@ from train import group, models
 from train.callbacks import Bar, Checkpoints, Metrics, stopping
 from train.config import SCHEDULES, TrainConfig
 from train.exact import NotANumber
-from train.output import Output, step_of
+from train.output import Output
 from train.rows import Row
 
 C = TypeVar("C", bound=TrainConfig)
@@ -65,13 +65,12 @@ class Begun:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights as they are loaded: a base that stays frozen needs no float32."""
-        frozen = self.config.lora_r > 0 and self.precision == "bf16"
-        return torch.bfloat16 if frozen else torch.float32
+        """Of the weights as they are loaded."""
+        return loaded_dtype(self.config, self.precision)
 
     def save(self, trainer: Any, folder: Path, *, merge: bool) -> None:
         """The model at `folder`; with LoRA the adapter, or the merged model with the adapter beside it."""
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        dtype = saved_dtype(self.precision)
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             self._save_shards(trainer, folder, dtype)
             return
@@ -133,9 +132,7 @@ def run(config: C, output: Output, make: Callable[[C, list[Any]], Any]) -> Done:
         InputError: out of memory, and no smaller micro-batch may be tried.
     """
     while True:
-        checkpoint = output.newest_checkpoint()
-        step = step_of(checkpoint) if checkpoint else 0
-        output.rewind_metrics(step)
+        checkpoint, step = output.resume()
         if checkpoint:
             say(f"resuming after step {step}")
         metrics, checkpoints = Metrics(output), Checkpoints(output, config.save_steps)
@@ -163,9 +160,7 @@ def run(config: C, output: Output, make: Callable[[C, list[Any]], Any]) -> Done:
         say(f"out of memory with a micro-batch of {config.micro_batch_size}: going on with {smaller}")
         config = replace(config, micro_batch=smaller)
         del trainer
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -174,6 +169,13 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         words in said for words in ("out of memory", "can't allocate memory", "not enough memory")
     )
+
+
+def free_memory() -> None:
+    """Gives back what nothing refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def less_memory(config: TrainConfig, smaller: int | None) -> str:
@@ -192,14 +194,13 @@ def less_memory(config: TrainConfig, smaller: int | None) -> str:
 def _kept(trainer: Any, output: Output) -> str:
     """Saves the weights of the last whole step, unless the optimiser was at work on them, and says what
     there is."""
-    newest = output.newest_checkpoint()
     step = trainer.state.global_step if trainer is not None and not trainer.stepping else 0
-    if step > (step_of(newest) if newest else 0):
-        with contextlib.suppress(RuntimeError, OSError):  # no memory, no disk: what was saved before remains
-            trainer._save_checkpoint(trainer.model, None)
-            output.mark_whole(step)
-    newest = output.newest_checkpoint()
-    return f"The state of step {step_of(newest)} is in {newest}." if newest else ""
+
+    def save() -> None:
+        trainer._save_checkpoint(trainer.model, None)
+        output.mark_whole(step)
+
+    return output.keep(step, save, "step")
 
 
 def check_names(config: TrainConfig) -> None:
@@ -273,6 +274,16 @@ def resolve(precision: str) -> str:
     if precision != "auto":
         return precision
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def loaded_dtype(config: TrainConfig, precision: str) -> torch.dtype:
+    """Of the weights as they are loaded: a base that stays frozen needs no float32."""
+    return saved_dtype(precision) if config.lora_r else torch.float32
+
+
+def saved_dtype(precision: str) -> torch.dtype:
+    """Of the weights as they are saved."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def quiet() -> None:
