@@ -443,6 +443,17 @@ def test_processed_logprobs_are_of_the_distribution_sampled_from(
 
 # two streams, closing
 @pytest.mark.engine
+def test_a_vllm_engine_outlives_one_that_closes_beside_it(engines: Engines, tiny: Tiny) -> None:
+    """Both in one process, where vLLM's distributed state is common to all."""
+    living = engines["vllm"]
+    request = ScoreRequest(key="a", token_ids=[5, 6, 7, 8], start=1)
+    before = list(living.score([request]))
+    with open_engine(EngineConfig(model=tiny.other, engine="vllm", context=CONTEXT)) as passing:
+        assert list(passing.score([request])) != before
+    assert list(living.score([request])) == before
+
+
+@pytest.mark.engine
 def test_two_streams_of_one_vllm_engine_do_not_mix(engines: Engines) -> None:
     engine = engines["vllm"]
     judged = engine.score(

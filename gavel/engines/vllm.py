@@ -140,9 +140,8 @@ class VllmEngine:
         llm, self._llm, self._engine = self._llm, None, None
         if llm is not None:
             VllmEngine._alive -= 1
-            if VllmEngine._alive == 0 or os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0":
-                with contextlib.suppress(Exception):
-                    llm.llm_engine.engine_core.shutdown()
+            with contextlib.suppress(Exception), _beside(VllmEngine._alive):
+                llm.llm_engine.engine_core.shutdown()
             del llm
             gc.collect()
 
@@ -280,6 +279,20 @@ class VllmEngine:
                     by_text[text] = logprob
             found.append(by_text)
         return found
+
+
+@contextlib.contextmanager
+def _beside(others: int) -> Iterator[None]:
+    """Closing an engine tears down vLLM's distributed state of the whole process: not while others use it."""
+    from vllm.v1.engine import core
+
+    tear_down = core.cleanup_dist_env_and_memory
+    if others:
+        core.cleanup_dist_env_and_memory = lambda *args, **settings: None
+    try:
+        yield
+    finally:
+        core.cleanup_dist_env_and_memory = tear_down
 
 
 def _token_ids(request: SampleRequest | ScoreRequest | RewardRequest) -> Sequence[int]:
