@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,29 +60,74 @@ _CONFIG = "gavel.config"  # the file, in click's Context.meta
 def _load_config(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     if value is None:
         return
+    table = read_toml(value, f"--config {value}")
+    ctx.meta[_CONFIG] = value
+    ctx.default_map = {**(ctx.default_map or {}), **_defaults(ctx.command, table, value)}
+
+
+def read_toml(path: str, where: str) -> dict[str, Any]:
+    """A TOML file. Raises InputError, which names `where`, for one that cannot be read."""
     try:
-        table = tomllib.loads(Path(value).read_text("utf-8"))
+        return tomllib.loads(Path(path).read_text("utf-8"))
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=f"--config {value}") from None
+        raise InputError(f"cannot be read: {error.strerror}", where=where) from None
     except UnicodeDecodeError as error:
-        raise InputError(f"is not UTF-8: {error}", where=f"--config {value}") from None
+        raise InputError(f"is not UTF-8: {error}", where=where) from None
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"is not TOML: {error}", where=f"--config {value}") from None
-    options = _options_by_key(ctx.command)
+        raise InputError(f"is not TOML: {error}", where=where) from None
+
+
+def _defaults(command: click.Command, table: dict[str, Any], where: str) -> dict[str, Any]:
+    """What a table says of a command's options, by their names in Python.
+
+    Raises InputError for a key that is no option, twice the same, or of a wrong type.
+    """
+    options = _options_by_key(command)
     defaults: dict[str, Any] = {}
     for key, entry in table.items():
         name = key.replace("_", "-")
         if name not in options:
-            close = difflib.get_close_matches(name, options, n=1)
-            hint = f'Did you mean "{close[0]}"?' if close else "Known: " + ", ".join(sorted(options)) + "."
-            raise InputError(f'unknown key "{key}"', where=value, hint=hint)
+            raise InputError(f'unknown key "{key}"', where=where, hint=nearest(name, options))
         option, negated = options[name]
         if option.name in defaults:
-            raise InputError(f'"{key}" is set a second time', where=value)
-        default = _default(option, entry, where=f"{value}, {key}")
+            raise InputError(f'"{key}" is set a second time', where=where)
+        default = _default(option, entry, where=f"{where}, {key}")
         defaults[str(option.name)] = not default if negated else default
-    ctx.meta[_CONFIG] = value
-    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+    return defaults
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What may have been meant by a name that is not known."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f'Did you mean "{close[0]}"?' if close else "Known: " + ", ".join(known) + "."
+
+
+def options_of(command: click.Command, table: dict[str, Any], where: str, set_elsewhere: Container[str]
+               ) -> dict[str, Any]:  # fmt: skip
+    """The options of a command as a table of a TOML file gives them, each checked as on the command line.
+
+    Args:
+        where: of the table, for messages. set_elsewhere: options, by their names in Python, that the table
+            does not have.
+
+    Raises InputError for an unknown key, a value that cannot be used, or a missing one.
+    """
+    params = [
+        p for p in command.params
+        if isinstance(p, click.Option) and p.name not in set_elsewhere and p.name not in ("config", "as_json")
+    ]  # fmt: skip
+    part = click.Command(command.name, params=list(params))
+    defaults = _defaults(part, table, where)
+    ctx = click.Context(part, default_map=defaults)
+    ctx.meta[_CONFIG] = where
+    try:
+        part.parse_args(ctx, [])
+    except click.MissingParameter as error:
+        raise InputError(f"lacks {error.param.name if error.param else error}", where=where) from None
+    except click.BadParameter as error:
+        raise InputError(error.message, where=place(ctx, error.param) if error.param else where) from None
+    return ctx.params
 
 
 def _options_by_key(command: click.Command) -> dict[str, tuple[click.Option, bool]]:

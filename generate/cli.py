@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gavel.command import command, emit, say
 from gavel.options import engine_config, engine_options, source_options
+
+if TYPE_CHECKING:
+    from generate.stage import GenerateConfig
 
 
 @command("Sample N completions for each prompt of SRC into a run directory.")
@@ -50,33 +53,13 @@ from gavel.options import engine_config, engine_options, source_options
 def generate(**options: Any) -> None:
     """Reads the prompts, opens the engine, samples."""
     from gavel.engines import open_engine
-    from gavel.errors import InputError
-    from gavel.records import Sampling
     from gavel.rundir import RunDir
     from gavel.sources import BadRows, read_prompts
-    from gavel.thinking import Tags
-    from generate.stage import GenerateConfig, take_in
     from generate.stage import generate as run_stage
+    from generate.stage import take_in
 
-    tags = options["think_tags"].split(",")
-    if len(tags) != 2 or not all(tags):
-        raise InputError("needs two tags with a comma between them", where="--think-tags")
-    if not all(options["stop"]):
-        raise InputError("an empty stop string would end every answer at once", where="--stop")
-    if options["min_tokens"] > options["max_tokens"]:
-        raise InputError(f"is above --max-tokens {options['max_tokens']}", where="--min-tokens")
-    mode = options["logprobs_mode"]
-    config = GenerateConfig(
-        n=options["n"],
-        seed=options["seed"],
-        tags=Tags(*tags),
-        sampling=Sampling(
-            temperature=options["temperature"], top_p=options["top_p"], top_k=options["top_k"],
-            min_p=options["min_p"], repetition_penalty=options["repetition_penalty"],
-            max_tokens=options["max_tokens"], min_tokens=options["min_tokens"],
-            stop=tuple(options["stop"]), logprobs_mode=mode,
-        ),
-    )  # fmt: skip
+    config = generate_config(options)
+    mode = config.sampling.logprobs_mode
     engine_settings = engine_config(options["model"], options, logprobs_mode=mode)
     bad = BadRows(options["max_bad_rows"])
     with RunDir.open(options["out"]) as run:
@@ -90,3 +73,30 @@ def generate(**options: Any) -> None:
         run.note(policy=engine_settings.model)
     summary.pop("sampling")
     emit(summary | {"bad_rows": bad.count, "run": options["out"]}, options["as_json"], "sampled")
+
+
+def generate_config(options: dict[str, Any]) -> GenerateConfig:
+    """What the options say of sampling. Raises InputError for those that do not fit together."""
+    from gavel.errors import InputError
+    from gavel.records import Sampling
+    from gavel.thinking import Tags
+    from generate.stage import GenerateConfig
+
+    tags = options["think_tags"].split(",")
+    if len(tags) != 2 or not all(tags):
+        raise InputError("needs two tags with a comma between them", where="--think-tags")
+    if not all(options["stop"]):
+        raise InputError("an empty stop string would end every answer at once", where="--stop")
+    if options["min_tokens"] > options["max_tokens"]:
+        raise InputError(f"is above --max-tokens {options['max_tokens']}", where="--min-tokens")
+    return GenerateConfig(
+        n=options["n"],
+        seed=options["seed"],
+        tags=Tags(*tags),
+        sampling=Sampling(
+            temperature=options["temperature"], top_p=options["top_p"], top_k=options["top_k"],
+            min_p=options["min_p"], repetition_penalty=options["repetition_penalty"],
+            max_tokens=options["max_tokens"], min_tokens=options["min_tokens"],
+            stop=tuple(options["stop"]), logprobs_mode=options["logprobs_mode"],
+        ),
+    )  # fmt: skip

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gavel.command import command, emit, say, warn
 from gavel.errors import InputError
+
+if TYPE_CHECKING:
+    from judge.pairs import PairConfig
 
 # names only, so that --help imports nothing: tests hold them equal to judge.select and judge.export_rows
 STRATEGIES = ("best-worst", "best-random", "all", "top-bottom")
@@ -87,14 +90,9 @@ def pairs(
     from gavel.rundir import RunDir
     from gavel.scores import check_run
     from judge.export import destination, export_pairs
-    from judge.pairs import PairConfig, make_pairs
+    from judge.pairs import make_pairs
 
-    if settings["k"] is None:
-        del settings["k"]
-    elif settings["strategy"] != "top-bottom":
-        raise InputError("is read by --strategy top-bottom only", where="--k")
-    settings["aspects"] = tuple(settings.pop("aspect"))
-    config = PairConfig(**settings)
+    config = pair_config(settings)
     check_run(run)
     target = destination(to, overwrite=overwrite) if to else None
 
@@ -112,6 +110,19 @@ def pairs(
 
     result = summary | {"path": path, "export": exported}
     emit(result if as_json else _short(result), as_json)
+
+
+def pair_config(settings: dict[str, Any]) -> PairConfig:
+    """What the options say of the pairs to make. Raises InputError for those that do not fit together."""
+    from judge.pairs import PairConfig
+
+    settings = dict(settings)
+    if settings["k"] is None:
+        del settings["k"]
+    elif settings["strategy"] != "top-bottom":
+        raise InputError("is read by --strategy top-bottom only", where="--k")
+    settings["aspects"] = tuple(settings.pop("aspect"))
+    return PairConfig(**settings)
 
 
 def _say_what_was_used(summary: dict[str, Any], passes: list[str], by_default: bool) -> None:

@@ -169,3 +169,50 @@ def test_an_adapter_learns_over_four_bits(model: str, tmp_path: Path) -> None:
         sum(c - r for c, r in logps(path, planted(16, seed=1))) for path in (model, str(tmp_path / "merged"))
     ]
     assert gain[1] > gain[0] + 8
+
+
+# a reference of its own
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+@pytest.mark.parametrize("sharing", ["prompts", "off"])
+def test_another_reference_is_what_the_policy_is_compared_with(
+    model: str, tmp_path: Path, lora: int, sharing: str
+) -> None:
+    """The first step's loss, by hand: −log σ(β · (policy's margin − reference's margin))."""
+    import torch
+
+    from train.dpo import train_dpo
+
+    other, rows = tiny_model(tmp_path / "other", seed=3), planted(8)
+    summary = train_dpo(
+        settings(model, loss={"sigmoid": 1.0}, beta=0.5, reference_model=other, lora_r=lora, sharing=sharing),
+        rows, tmp_path / "out",
+    )  # fmt: skip
+    margins = [
+        (pc - pr) - (rc - rr)
+        for (pc, pr), (rc, rr) in zip(logps(model, rows), logps(other, rows), strict=True)
+    ]
+    expected = -torch.nn.functional.logsigmoid(0.5 * torch.tensor(margins)).mean().item()
+    assert summary["reference"] == "pass"
+    assert steps_of(tmp_path / "out")[0]["loss"] == pytest.approx(expected, rel=1e-4)
+    assert abs(expected - 0.6931) > 0.01
+
+
+def test_samples_of_the_reference_serve_and_another_reference_is_another_plan(
+    model: str, tmp_path: Path
+) -> None:
+    from test_train_dpo import with_reference
+
+    from train.dpo import train_dpo
+    from train.models import encoder_of
+
+    other = tiny_model(tmp_path / "other", seed=3)
+    config = settings(model, reference_model=other)
+    assert encoder_of(config).weights == encoder_of(settings(other)).weights
+    summary = train_dpo(config, with_reference(other, planted(8)), tmp_path / "out")
+    assert summary["reference"] == "samples"
+    with pytest.raises(InputError, match="reference_weights: was"):
+        train_dpo(settings(model), planted(8), tmp_path / "out")
+    with pytest.raises(InputError, match="--sync-steps: makes a reference of the policy"):
+        settings(model, reference_model=other, sync_steps=2)

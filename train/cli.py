@@ -81,9 +81,8 @@ def _flip_rate(ctx: click.Context, param: click.Parameter, value: str) -> float 
 
 
 @command("Train MODEL on preference pairs by direct preference optimisation.", name="dpo")
-@click.option(
-    "--model", required=True, help="Model directory or hub id to start from; it is the reference too."
-)
+@click.option("--model", required=True, help="Model directory or hub id to start from.")
+@setting(DpoConfig, "reference_model", "The reference.  [default: the model that training starts from]")
 @_pair_source
 @setting(DpoConfig, "learning_rate", "Peak learning rate.", type=float)
 @setting(DpoConfig, "beta", "How closely the policy is kept to the reference.", type=float)
@@ -123,7 +122,7 @@ def dpo(**options: Any) -> None:
     """Reads the pairs, trains, prints the summary."""
     if spread(options):
         return
-    config = DpoConfig(**_settings(DpoConfig, options) | {"loss": _weights(options["loss"])})
+    config = dpo_config(options)
     rows, account = _pairs(config, options)
 
     from train.dpo import train_dpo
@@ -168,6 +167,11 @@ def reward(**options: Any) -> None:
     from train.reward import train_reward
 
     emit(train_reward(config, rows, options["out"]) | account, options["as_json"], "trained")
+
+
+def dpo_config(options: dict[str, Any]) -> DpoConfig:
+    """What the options of `gavel train dpo` say. Raises InputError for those that do not fit together."""
+    return DpoConfig(**_settings(DpoConfig, options) | {"loss": _weights(options["loss"])})
 
 
 def _settings(kind: type[PairConfig], options: dict[str, Any]) -> dict[str, Any]:

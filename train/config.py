@@ -121,10 +121,16 @@ class TrainConfig:
         """The option that shortens what goes through the model."""
         return "--max-length to leave out the longest rows"
 
+    @property
+    def reference_from(self) -> str:
+        """The model that training is compared with."""
+        return self.model
+
     def shaping(self) -> dict[str, Any]:
         """The settings that shape the trained weights: what a resumed run must have in common."""
-        aside = {"model", "micro_batch", "gradient_checkpointing", "halve_micro_batch", "save_steps",
-                 "log_steps", "report_to", "audit_rows", "trust_remote_code", "sharing"}  # fmt: skip
+        aside = {"model", "reference_model", "micro_batch", "gradient_checkpointing", "halve_micro_batch",
+                 "save_steps", "log_steps", "report_to", "audit_rows", "trust_remote_code",
+                 "sharing"}  # fmt: skip
         return {k: v for k, v in asdict(self).items() if k not in aside}
 
 
@@ -170,14 +176,15 @@ class PairConfig(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DpoConfig(PairConfig):
-    """Settings of `train.dpo.train_dpo`; its rows are pairs, and its model is the reference as well.
-    Produced by the command line or `rounds`.
+    """Settings of `train.dpo.train_dpo`; its rows are pairs, and its model is the reference as well unless
+    another is named. Produced by the command line or `rounds`.
 
     loss: TRL loss type → weight. "sft" is the negative log-likelihood of the chosen completions.
     label_smoothing: for the losses in SMOOTHED. soft_labels: for those in CONSERVATIVE.
     merge: save the merged model, with the adapter beside it. qlora: the weights under it have 4 bits.
+    reference_model: the reference, where it is not the model that training starts from.
     reference: where the reference's log-probabilities come from. "auto": from the samples if an audit
-        agrees, else a pass of the model over the data. "samples": the same, but an audit that
+        agrees, else a pass of the reference over the data. "samples": the same, but an audit that
         disagrees is an error. "pass": always a pass.
     audit_rows: pairs that the audit reads.
     sharing: how far pairs of one micro-batch share work; less is done for a model that does not allow it.
@@ -195,6 +202,7 @@ class DpoConfig(PairConfig):
     loss: Mapping[str, float] = field(default_factory=lambda: {"sigmoid": 1.0})
     merge: bool = False
     qlora: bool = False
+    reference_model: str | None = None
     reference: str = "auto"
     audit_rows: int = 16
     sharing: str = "prompts"
@@ -258,8 +266,14 @@ class DpoConfig(PairConfig):
         _need("sync_mixup", 0 < self.sync_mixup <= 1, "must be above 0 and at most 1")
         _need("sync_steps", not (self.sync_steps and self.lora_r),
               "has no weights to move: with --lora-r the reference is the model without adapter")  # fmt: skip
+        _need("sync_steps", not (self.sync_steps and self.reference_model),
+              "makes a reference of the policy, and --reference-model names another")  # fmt: skip
         _need("sync_steps", not self.sync_steps or self.reference in ("auto", "pass"),
               "moves the reference, so that what the samples say of it soon is wrong")  # fmt: skip
+
+    @property
+    def reference_from(self) -> str:
+        return self.reference_model or self.model
 
     @property
     def softened(self) -> bool:

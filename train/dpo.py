@@ -18,9 +18,10 @@ TRL's own read neither. Where pairs share completions or prompts, these go throu
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import torch
 from torch.nn.functional import pad
 from trl import DPOConfig as TrlConfig
 from trl import DPOTrainer
+from trl.trainer.utils import add_fused_lm_head
 
 from gavel.command import say
 from gavel.errors import InputError
@@ -67,6 +69,7 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
                  targets: Sequence[float] | None = None, **settings: Any) -> None:  # fmt: skip
         self._config, self.rows, self._precision, self.loaded = config, rows, precision, loaded
         self._targets = targets
+        self._dtype = loaded.model.dtype
         self.reference: Reference | None = None
         self._moving: Moving | None = None
         super().__init__(
@@ -99,11 +102,15 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
             return asked, by_rows
         model = self.accelerator.unwrap_model(self.model)
         base = model.get_base_model() if self._config.lora_r else model
-        why = try_prompts(base, self._longest(), self.accelerator.device, TOLERANCE[self._precision])
+        why = self._against_prompts(base)
         if why is None:
             return "prompts", by_prompts
         say(f"prompts go through the model once for each completion: {why}")
         return "completions", by_rows
+
+    def _against_prompts(self, model: Any) -> str | None:
+        """Why a model cannot read each prompt once; it can from now on where nothing is returned."""
+        return try_prompts(model, self._longest(), self.accelerator.device, TOLERANCE[self._precision])
 
     def _longest(self) -> list[PairRow]:
         """The pairs that would show whatever a model does only in long sequences: the longest, and where a
@@ -117,11 +124,30 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
         """Reference log-probabilities of rows."""
         chosen, rejected = torch.zeros(len(rows)), torch.zeros(len(rows))  # (rows,)
         size = self.args.per_device_train_batch_size
-        for picked in exact.mine(draw.micro_batches(rows, range(len(rows)), size, self.merge)):
-            batch = self._prepare_inputs(self._batch([rows[place] for place in picked]))
-            c, r = self.compute_ref_log_probs(self._scored(self.model, batch), batch)
-            chosen[picked], rejected[picked] = c.float().cpu(), r.float().cpu()
+        with self._reference_model() as (model, forward):
+            for picked in exact.mine(draw.micro_batches(rows, range(len(rows)), size, self.merge)):
+                batch = self._prepare_inputs(self._batch([rows[place] for place in picked]))
+                scored = Scored(forward, model, batch.pop(_UNIQUE), self.accelerator.device)
+                c, r = self.compute_ref_log_probs(scored, batch)
+                chosen[picked], rejected[picked] = c.float().cpu(), r.float().cpu()
         return group.summed(chosen), group.summed(rejected)
+
+    @contextlib.contextmanager
+    def _reference_model(self) -> Iterator[tuple[Any, Any]]:
+        """The reference with its forward: the policy as it starts, or another model, loaded for as long."""
+        config = self._config
+        if config.reference_model is None:
+            yield self.model, self._forward
+            return
+        loaded = models.load(config.reference_model, self._dtype, config.trust_remote_code, config.qlora)
+        other = loaded.model.to(self.accelerator.device).eval()
+        add_fused_lm_head(other)
+        forward = self._forward
+        if forward is by_prompts and self._against_prompts(other):
+            forward = by_rows
+        yield other, forward
+        del loaded, other
+        running.free_memory()
 
     def _scored(self, model: Any, batch: dict[str, Any]) -> Scored:
         """What TRL is to call in place of the model."""
@@ -215,6 +241,7 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
     running.check_names(config)
     running.check_rows(config, rows)
     running.check_batch(config, rows)
+    models.check_reference(config.model, config.reference_from, config.trust_remote_code)
     targets = soft.targets(config, rows)
     data = data_version(rows, config.soft_labels, config.reads_margins)
 

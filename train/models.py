@@ -61,7 +61,20 @@ def encoder_of(config: TrainConfig, tokenizer: HfTokenizer | None = None) -> Enc
             config.model, trust_remote_code=trust, template_args=dict(config.template_args)
         )
         tokenizer.require_chat_template()
-    return Encoder(tokenizer, weights_version(config.model), context, config.max_length)
+    return Encoder(tokenizer, weights_version(config.reference_from), context, config.max_length)
+
+
+def check_reference(model: str, reference: str, trust_remote_code: bool = False) -> None:
+    """Raises InputError where a reference reads other token ids than the model writes."""
+    if reference == model:
+        return
+    context_of(reference, trust_remote_code)  # a path that is none
+    made = [
+        HfTokenizer.load(path, trust_remote_code=trust_remote_code).version for path in (model, reference)
+    ]
+    if made[0] != made[1]:
+        raise InputError(f"its tokenizer or chat template is not that of {model}",
+                         where=f"--reference-model {reference}")  # fmt: skip
 
 
 def load(path: str, dtype: torch.dtype, trust_remote_code: bool = False, four_bit: bool = False) -> Loaded:

@@ -37,8 +37,8 @@ class Row(Protocol):
 class Encoder:
     """How a model reads text.
 
-    weights: version of the weights that training starts from; log-probabilities recorded under any
-        other version are not its reference.
+    weights: version of the reference's weights; log-probabilities recorded under any other version are not
+        the reference's.
     context: the model's longest sequence in tokens, None for no limit.
     max_length: longer rows are left out on purpose.
     left_out: rows left out, by reason. completions: how many of the rows' completions are trained on

@@ -111,9 +111,11 @@ def begin(
     """
     group.join()
     precision = resolve(config.precision)
-    plan = {"stage": stage, "config": config.shaping() | {"precision": precision},
-            "weights": weights_version(config.model), "data": data,
-            rows[0].noun: len(rows)}  # fmt: skip
+    weights, reference = (weights_version(model) for model in (config.model, config.reference_from))
+    plan = {"stage": stage, "config": config.shaping() | {"precision": precision}, "weights": weights,
+            "data": data, rows[0].noun: len(rows)}  # fmt: skip
+    if reference != weights:
+        plan["reference_weights"] = reference
     with Output.open(out) as output:
         finished = output.begin(plan)
         if finished is not None:
