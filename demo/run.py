@@ -1,56 +1,53 @@
-"""The demo's settings, and its evaluation on held-out prompts.
+"""The demo: the rounds of demo/rounds.toml on the bundled models, and an oracle's figures beside them.
 
-What is measured here is sampled while each round's weights are loaded; whether an answer is right is
+What the oracle measures is sampled while each round's weights are loaded; whether an answer is right is
 asked in `demo.table` alone, after all rounds are over.
 """
 
 from __future__ import annotations
 
+import copy
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+
 from demo.table import figures
 from demo.tasks import Pool, draw
-from gavel.command import say
-from gavel.engines import EngineConfig, open_engine
+from gavel.command import read_toml, say
 from gavel.errors import InputError
-from gavel.protocols import Engine
 from gavel.records import Message, Prompt, Sampling, digest
-from gavel.rundir import RunDir
+from gavel.rundir import RunDir, write_atomic
 from gavel.sources import BadRows
 from generate.stage import GenerateConfig, generate, take_in
-from judge.gptscore import GptScore
-from judge.pairs import PairConfig
-from rounds.loop import Round, RoundsConfig, Seconds, run_rounds
-from train.config import DpoConfig
+from rounds.config import RoundsConfig
+from rounds.gates import last_words
+from rounds.ledger import Ledger
+from rounds.lifetimes import Lifetimes
+from rounds.loop import run_rounds
+from rounds.read_config import config_of
+from rounds.standing import Line
+from rounds.toml_table import to_toml
 
-MODELS = Path(__file__).parent / "models"
+HERE = Path(__file__).parent
+MODELS = HERE / "models"
 HELD_OUT = 1100  # prompts; with SAMPLES, 4,400 sampled answers
 SAMPLES = 4
-CONTEXT = 512  # tokens; enough for the task language, and vLLM starts quicker
 MAX_TOKENS = 24
 
 
-def settings(rounds: int, seed: int, shuffle_labels: bool) -> RoundsConfig:
-    """The demo's recipe; demo/README.md says how it was found."""
-    return RoundsConfig(
-        rounds=rounds,
-        generate=GenerateConfig(n=8, seed=seed, sampling=Sampling(max_tokens=MAX_TOKENS)),
-        pairs=PairConfig(strategy="best-worst", shuffle_labels=shuffle_labels, seed=seed),
-        dpo=DpoConfig(
-            model=str(MODELS / "policy"),
-            learning_rate=3e-4,
-            beta=1.0,
-            loss={"sigmoid": 1.0, "sft": 1.0},
-            epochs=2,
-            batch_size=32,
-            micro_batch=32,
-            warmup=0.1,
-            seed=seed,
-        ),
-    )
+def settings(out: Path, rounds: int, prompts: int, seed: int, shuffle_labels: bool = False) -> RoundsConfig:
+    """The demo's recipe with paths in place; demo/README.md says how it was found."""
+    file = HERE / "rounds.toml"
+    table = copy.deepcopy(read_toml(str(file), str(file)))
+    table |= {"rounds": rounds, "seed": seed}
+    for part in (table["policy"], table["judge"], table["evaluate"]["judge"]):
+        part["model"] = str(MODELS / part["model"])
+    for key in ("source", "held_out_source"):
+        table["prompts"][key] = str((out / "demo" / table["prompts"][key]).absolute())
+    table["prompts"]["per_round"] = prompts
+    table["pairs"]["shuffle_labels"] = shuffle_labels
+    return config_of(table, str(file))
 
 
 def run_demo(
@@ -59,37 +56,45 @@ def run_demo(
     """Runs `rounds` rounds below `out` and returns the figures that the table shows.
 
     Returns: rounds (from round 0: exact_match_sampled and exact_match_greedy in percent, pairs,
-    judge_accuracy in percent), seconds (per stage and "total"), run (the directory).
+    judge_accuracy in percent), seconds (per stage and "total"), words, report, run (the directory).
     """
-    started = time.monotonic()
-    root, seconds = Path(out), Seconds()
-    config = settings(rounds, seed, shuffle_labels)
-    texts = _prompts("round", prompts * rounds)
-    method = GptScore(form="direct", count_eos=True, measure="sum")
-    with RunDir.open(root) as run, ExitStack() as engines:
+    started, root = time.monotonic(), Path(out)
+    texts, held_out = _prompts("round", prompts * rounds), _prompts("held-out", HELD_OUT)
+    with RunDir.open(root) as run:
         _claim(run, {"prompts": prompts, "seed": seed, "shuffle_labels": shuffle_labels})
-        with seconds.of("start"):
-            say("starting vLLM (its first start in a new environment takes a minute)")
-            policy, judge = (engines.enter_context(open_engine(_engine(n))) for n in ("policy", "judge"))
-        done = run_rounds(
-            root,
-            config,
-            policy=policy,
-            judge_engine=judge,
-            method=method,
-            prompts=lambda number: texts[(number - 1) * prompts : number * prompts],
-            evaluate=lambda r: _evaluate(root, r, policy, seed),
-            seconds=seconds,
-        )
-        pair_sets = [r.pairs["name"] if r.pairs else None for r in done]
-        result = {
-            "rounds": [figures(root, n, name, len(texts), HELD_OUT) for n, name in enumerate(pair_sets)],
-            "seconds": {k: round(v, 1) for k, v in seconds.spent.items()}
-            | {"total": round(time.monotonic() - started, 1)},
-            "run": str(root),
-        }
-        run.finish_stage("demo", result)
+        for name, given in (("prompts", texts), ("held-out", held_out)):
+            write_atomic(root / "demo" / f"{name}.jsonl", b"".join(map(_as_row, given)))
+        config = settings(root, rounds, prompts, seed, shuffle_labels)
+        write_atomic(root / "config.toml", to_toml(dict(config.table)).encode())
+    say("starting vLLM (its first start in a new environment takes a minute)")
+    measured: list[float] = []
+
+    def observe(line: Line, engines: Lifetimes, model: Path) -> None:
+        begun = time.monotonic()
+        _measure(root, line, engines, model, held_out, seed)
+        measured.append(time.monotonic() - begun)
+
+    lines = run_rounds(root, config, observe)
+    pairs = [_pairs_of(root, line.round) for line in lines]
+    result: dict[str, Any] = {
+        "rounds": [figures(root, n, name, len(texts), HELD_OUT) for n, name in enumerate(pairs)],
+        "decisions": [line.decision for line in lines],
+        "seconds": _seconds(lines) | {"oracle": round(sum(measured), 1)},
+        "words": last_words(lines),
+        "run": str(root),
+    }
+    result["seconds"]["total"] = round(time.monotonic() - started, 1)
+    with RunDir.open(root) as run:
+        run.note(demo_result=result)
     return result
+
+
+def _seconds(lines: list[Line]) -> dict[str, float]:
+    spent: dict[str, float] = {}
+    for line in lines:
+        for stage, seconds in line.seconds.items():
+            spent[stage] = round(spent.get(stage, 0.0) + seconds, 1)
+    return spent
 
 
 def _claim(run: RunDir, chosen: dict[str, Any]) -> None:
@@ -103,10 +108,6 @@ def _claim(run: RunDir, chosen: dict[str, Any]) -> None:
     run.note(demo=chosen)
 
 
-def _engine(name: str) -> EngineConfig:
-    return EngineConfig(model=str(MODELS / name), engine="vllm", context=CONTEXT)
-
-
 def _prompts(pool: Pool, count: int) -> list[Prompt]:
     """Prompts alone: no stage sees an answer. Raises InputError when the pool holds fewer."""
     try:
@@ -116,13 +117,27 @@ def _prompts(pool: Pool, count: int) -> list[Prompt]:
     return [Prompt(id=digest("demo", text), messages=(Message("user", text),)) for text in texts]
 
 
-def _evaluate(root: Path, done: Round, policy: Engine, seed: int) -> None:
-    """Samples the held-out prompts, at temperature 1 and greedily."""
-    held_out = _prompts("held-out", HELD_OUT)
+def _as_row(prompt: Prompt) -> bytes:
+    """A line of a source as `gavel generate` reads one."""
+    import json
+
+    row = {"id": prompt.id, "prompt": prompt.messages[-1].content}
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
+def _pairs_of(root: Path, number: int) -> str | None:
+    entry = Ledger(RunDir(root)).entries().get(f"{number:02d}/pair")
+    return entry["summary"]["name"] if entry else None
+
+
+def _measure(
+    root: Path, line: Line, engines: Lifetimes, model: Path, held_out: list[Prompt], seed: int
+) -> None:
+    """Samples the held-out prompts for the oracle, at temperature 1 and greedily."""
     for name, n, temperature in (("sampled", SAMPLES, 1.0), ("greedy", 1, 0.0)):
-        config = GenerateConfig(
-            n=n, seed=seed + 1000, sampling=Sampling(temperature=temperature, max_tokens=MAX_TOKENS)
-        )
-        with RunDir.open(root / "evaluation" / f"{done.number:02d}-{name}") as run:
+        sampling = Sampling(temperature=temperature, max_tokens=MAX_TOKENS)
+        with RunDir.open(root / "demo" / f"{line.round:02d}-{name}") as run:
+            if run.stage("generate"):
+                continue
             take_in(run, lambda bad: held_out, BadRows(0))
-            generate(run, policy, config)
+            generate(run, engines.policy(model), GenerateConfig(n=n, seed=seed + 1000, sampling=sampling))

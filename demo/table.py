@@ -27,7 +27,7 @@ def figures(root: Path, number: int, pairs: str | None, drawn: int, held_out: in
     row: dict[str, Any] = {"round": number}
     answers = _answers("held-out", held_out)
     for name in ("sampled", "greedy"):
-        run = RunDir(root / "evaluation" / f"{number:02d}-{name}")
+        run = RunDir(root / "demo" / f"{number:02d}-{name}")
         right = list(_right(run, answers).values())
         row[f"exact_match_{name}"] = round(100 * sum(right) / len(right), 2)
         row[f"{name}_answers"] = len(right)

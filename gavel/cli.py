@@ -21,6 +21,11 @@ TRAINERS: Table = {
     "reward": ("train.cli:reward", "A reward model on preference pairs."),
     "ppo": ("rounds.cli_ppo:ppo", "Against a judge's scores, by proximal policy optimisation."),
 }
+ROUNDS: Table = {
+    "start": ("rounds.cli_rounds:start", "Begin the rounds that a TOML file describes."),
+    "resume": ("rounds.cli_rounds:resume", "Go on with a run that was stopped, or redo a part of it."),
+    "status": ("rounds.cli_rounds:status", "Where a run is, at any time, from any shell."),
+}
 COMMANDS: Table = {
     "demo": ("demo.cli:demo", "Run the whole loop on the bundled models."),
     "generate": ("generate.cli:generate", "Sample completions for prompts into a run directory."),
@@ -31,6 +36,7 @@ COMMANDS: Table = {
     "winrate": ("rounds.cli_winrate:winrate", "Win rate, standard error, length-controlled win rate."),
     "audit": ("judge.cli_audit:audit", "What is wrong with a preference file."),
     "train": ("gavel.cli:train", "Train a model: SFT, DPO, reward model, PPO."),
+    "rounds": ("gavel.cli:rounds", "Rounds of all of it by themselves, gated."),
     "doctor": ("gavel.doctor:doctor", "Check machine, engines and versions."),
 }
 
@@ -77,7 +83,12 @@ def train() -> None:
     """Train a model."""
 
 
-root.table, train.table = COMMANDS, TRAINERS
+@click.command(cls=_Commands, invoke_without_command=False)
+def rounds() -> None:
+    """Sample, judge, pair, train, evaluate, gate: round after round."""
+
+
+root.table, train.table, rounds.table = COMMANDS, TRAINERS, ROUNDS
 
 
 def _environment() -> None:

@@ -341,6 +341,18 @@ class RunDir:
         except OSError as error:
             raise disk_error(error, self.path / ".lock") from None
 
+    def holder(self) -> str | None:
+        """Who writes to it now, None for nobody; takes no lock."""
+        try:
+            with open(self.path / ".lock") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return lock.read().strip() or "another process"
+        except OSError:
+            pass
+        return None
+
     def _drop_lock(self) -> None:
         if self._lock is not None:
             self._lock.truncate(0)

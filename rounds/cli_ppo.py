@@ -16,16 +16,19 @@ from train.config import PpoConfig
 from train.options import optimisation, setting, settings_of, spread
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gavel.engines import EngineConfig
     from gavel.protocols import Engine
     from gavel.records import Prompt
 
 
 @command("Train MODEL against a judge's scores by proximal policy optimisation.", name="ppo")
-@click.option("--model", required=True, help="Policy: model directory or hub id; it is the reference too.")
+@click.option("--model", required=True, help="Policy: model directory or hub id.")
 @click.option("--prompts", "source", required=True, metavar="SRC", help="As for gavel generate.")
 @click.option("--out", required=True, metavar="DIR", help="Where the model goes; the same command resumes.")
 @click.option("--judge", "judge_model", help="Who scores: a reward model, or any with another --method.")
+@setting(PpoConfig, "reference_model", "What the KL is measured from.  [default: the model it starts from]")
 @setting(PpoConfig, "critic", "Reward model that the critic starts from.  [default: the judge if it is one]")
 @setting(PpoConfig, "learning_rate", "Peak learning rate.", type=float)
 @setting(PpoConfig, "critic_learning_rate", "The critic's.  [default: the policy's]", type=float)
@@ -91,7 +94,7 @@ def ppo(as_json: bool, **options: Any) -> None:
     )
     with open_engine(policy) as engine, open_judging(judge_model, options) as judging:
         warn_of_kin(judging.kin(), [Kin(engine.model, engine.weights)], allowed=allowed)
-        kept = _fitting(prompts, engine, config)
+        kept = fitting(prompts, engine, config)
         sampler = LiveSampler(engine, GenerateConfig(n=config.n, seed=config.seed, sampling=sampling), root)
         summary = train_ppo(config, kept, sampler, LiveScorer(judging, root), out)
     emit(summary | {"left_out": len(prompts) - len(kept), "bad_rows": bad_rows}, as_json, "trained")
@@ -127,7 +130,7 @@ def _policy_engine(config: PpoConfig, options: dict[str, Any]) -> EngineConfig:
     return engine_config(config.model, options | own | {"engine": kind}, logprobs_mode="processed")
 
 
-def _fitting(prompts: list[Prompt], engine: Engine, config: PpoConfig) -> list[Prompt]:
+def fitting(prompts: Sequence[Prompt], engine: Engine, config: PpoConfig) -> list[Prompt]:
     """The prompts that leave room for a whole completion."""
     room = engine.context - config.max_tokens
     kept = [p for p in prompts if len(engine.tokenizer.chat_ids(p.messages)) <= room]

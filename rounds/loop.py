@@ -1,129 +1,381 @@
-"""The loop: sample → judge → pair → train, round after round.
+"""The loop: sample → judge → pair → train → evaluate → gate, round after round.
 
-Two engines live through all rounds: the judge's, and the policy's, which takes the new weights after
-each training. Every stage resumes by itself, so running the loop again on the same directory goes on
-where it was stopped.
+Every stage stands in the ledger with what it was made of, so running the loop again on the same directory
+passes over what is done and goes on where it was stopped, to the request. Engines are opened when a stage
+needs one.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from gavel.command import say
-from gavel.protocols import Engine
+from gavel.engines import EngineConfig
+from gavel.errors import CheckFailed
 from gavel.records import Prompt
-from gavel.rundir import RunDir
-from gavel.sources import BadRows
-from generate.stage import GenerateConfig, generate, take_in
-from judge.gate import Gate
-from judge.judging import Single
-from judge.method import Method
-from judge.pairs import PairConfig, make_pairs
-from train.config import DpoConfig
+from gavel.rundir import JsonlWriter, RunDir
+from gavel.weights import weights_version
+from judge.collect import Limits
+from rounds import gates, stages
+from rounds.config import JudgeConfig, RoundsConfig
+from rounds.evaluation import OfRound, evaluate
+from rounds.figures import Figure
+from rounds.ledger import Ledger, Made
+from rounds.lifetimes import Lifetimes
+from rounds.pool import Pool
+from rounds.standing import Line, Plan, kept_rounds, plan_of, prunable, read_figures
 
-
-@dataclass(frozen=True, kw_only=True)
-class RoundsConfig:
-    """What every round does. `dpo.model` is the policy that round 1 starts from."""
-
-    rounds: int
-    generate: GenerateConfig
-    pairs: PairConfig
-    dpo: DpoConfig
-
-
-@dataclass(slots=True)
-class Seconds:
-    """Wall time by stage, over all rounds."""
-
-    spent: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def of(self, stage: str) -> Iterator[None]:
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.spent[stage] = self.spent.get(stage, 0.0) + time.monotonic() - started
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """What came of one round. number: 0 is the policy before any training."""
-
-    number: int
-    model: str
-    pairs: dict[str, Any] | None = None
-    training: dict[str, Any] | None = None
+STAGES = ("sample", "judge", "pair", "reward", "train", "evaluate")
 
 
 def run_rounds(
-    root: Path,
-    config: RoundsConfig,
-    *,
-    policy: Engine,
-    judge_engine: Engine,
-    method: Method,
-    prompts: Callable[[int], Iterable[Prompt]],
-    evaluate: Callable[[Round], None],
-    seconds: Seconds,
-    gate: Gate | None = None,
-) -> list[Round]:
-    """Runs all rounds below `root`, which is ROOT/rounds/01 and so on, each a run directory.
+    root: Path, config: RoundsConfig, observe: Callable[[Line, Lifetimes, Path], None] | None = None
+) -> list[Line]:
+    """Runs or resumes all rounds below `root` and returns the rounds that are over, round 0 first.
 
     Args:
-        policy: an engine with the weights of `config.dpo.model`; it ends with the last round's.
-        prompts: the prompts of a round.
-        evaluate: called with each round (0 before any training) while `policy` has its weights.
-        gate: what the judge must pass before it labels; asked once, noted in every round.
+        observe: called after each round with its line, the engines and the model, for measurements of one's
+            own; also with rounds that were over before.
 
-    Returns: the rounds, from round 0.
-
-    Raises CheckFailed when the judge fails the gate: nothing was labelled in that round.
+    Raises:
+        InputError: a stage was done with other settings: they are named.
+        CheckFailed: the labelling judge failed its gold test, or a budget is spent. All that was done is
+        kept.
     """
-    judging = Single(judge_engine, method)
-    done = [Round(0, config.dpo.model)]
-    with seconds.of("evaluate"):
-        evaluate(done[0])
-    for number in range(1, config.rounds + 1):
-        folder = root / "rounds" / f"{number:02d}"
-        start = done[-1].model
+    with RunDir.open(root) as run:
+        ledger = Ledger(run)
+        with Lifetimes(config.policy, config.engines, ledger.events) as engines:
+            work = Rounds(root, config, ledger, engines)
+            over, lines = read_figures(root), [work.first()]
+            work.record(lines, over)
+            while len(lines) <= config.rounds and lines[-1].decision != "stop":
+                if observe is not None:
+                    observe(lines[-1], engines, work.model(lines[-1]))
+                lines.append(work.round(lines))
+                work.record(lines, over)
+            if observe is not None:
+                observe(lines[-1], engines, work.model(lines[-1]))
+    return lines
+
+
+class Rounds:
+    """What the rounds of a run have in common. root: its directory."""
+
+    def __init__(self, root: Path, config: RoundsConfig, ledger: Ledger, engines: Lifetimes) -> None:
+        self.root, self.config, self.ledger, self.engines = root, config, ledger, engines
+        self.started = time.monotonic()
+        pool = ledger.do("prompts", Pool.settings(config.prompts, config.seed), {},
+                         lambda: Pool.take_in(root, config.prompts, config.seed, config.rounds))  # fmt: skip
+        self.pool, self._pool_hash = Pool.read(root), pool.output
+        self.pool.check(config.prompts, config.rounds)
+
+    def first(self) -> Line:
+        """Round 0: the policy before any training."""
+        first = self.config.policy.model
+        weights = "served" if self.config.policy.resolved() == "server" else _weights(self.config.policy)
+        evaluated = self._evaluate(0, first, weights, None, {})
+        return Line(round=0, model=first, weights=weights, figures=evaluated.summary["figures"],
+                    seconds=self._seconds(0))  # fmt: skip
+
+    def round(self, lines: Sequence[Line]) -> Line:
+        """One round. lines: those before it."""
+        config, plan = self.config, plan_of(lines)
+        previous, folder = lines[plan.previous], self._folder(plan.number)
+        prompts = self.pool.of_round(plan.number, config.prompts)
         with RunDir.open(folder) as run:
-            with seconds.of("generate"):
-                ids = take_in(run, lambda bad, n=number: prompts(n), BadRows(0))  # type: ignore[misc]
-                sampling = replace(config.generate, seed=config.generate.seed + number)
-                sampled = generate(run, policy, sampling, ids=ids)
-            say(f"round {number}: {sampled['completions']:,} completions of {sampled['prompts']:,} prompts")
-            with seconds.of("judge"):
-                if gate is not None:
-                    gate.check(run, judging, journal=root / "gold")
-                judged = judging.judge(run)
-            with seconds.of("pairs"):
-                pairs = make_pairs(run, replace(config.pairs, judgments=judged["pass"]))
-            say(f"round {number}: {judged['judgments']:,} judgments, {pairs['pairs']:,} pairs")
-            with seconds.of("train"):
-                training = _train(run, replace(config.dpo, model=start), pairs["name"], folder / "model")
-            say(f"round {number}: trained on {training['pairs']:,} pairs, {training['steps']:,} steps")
-        done.append(Round(number, str(folder / "model"), pairs, training))
-        with seconds.of("load weights"):
-            policy.load_weights(done[-1].model)
-        with seconds.of("evaluate"):
-            evaluate(done[-1])
-    return done
+            # 1. completions by the newest weights
+            sampled = self._do(
+                plan, "sample", self._sampling(),
+                {"policy": previous.weights, "prompts": self._pool_hash} | self._earlier(plan, lines),
+                lambda: stages.sample(run, self.engines.policy(self.model(previous)),
+                                      self._seeded(plan.number), prompts, self._joining(plan, prompts)),
+            )  # fmt: skip
+            # 2. the judge's word on each
+            judged = self._do(
+                plan, "judge", judge_settings(config.judge) | {"gold": config.gold and config.gold.gold},
+                {"sample": sampled.output}, lambda: self._label(run),
+            )  # fmt: skip
+            # 3. preference pairs
+            chosen = replace(config.pairs, judgments=judged.summary["pass"])
+            paired = self._do(plan, "pair", msgspec.to_builtins(chosen), {"judge": judged.output},
+                              lambda: stages.pair(run, chosen))  # fmt: skip
+            # 4. new weights
+            trained = self._train(plan, lines, run, prompts, paired)
+        # 5. figures on held-out prompts
+        evaluated = self._evaluate(plan.number, self._name(plan.number), trained.output, previous,
+                                   {"pairs": paired.output}, paired, judged)  # fmt: skip
+        # 6. gates
+        figures = {name: Figure.of(entry) for name, entry in evaluated.summary["figures"].items()}
+        outcomes = gates.check(config.gates, figures)
+        line = Line(
+            round=plan.number, model=self._name(plan.number), weights=trained.output, start=previous.model,
+            learning_rate=self._learning_rate(plan), seconds=self._seconds(plan.number),
+            figures=evaluated.summary["figures"], gates=[o.to_json() for o in outcomes],
+            decision=gates.decide(outcomes),
+        )  # fmt: skip
+        return replace(line, best=gates.best([*lines, line]))
+
+    def record(self, lines: Sequence[Line], over: Sequence[Line]) -> None:
+        """Writes the last line down unless it stands there, says what it says, frees what nothing needs."""
+        line = lines[-1]
+        if len(lines) > len(over):
+            with JsonlWriter(self.root / "figures.jsonl") as writer:
+                writer.append_line(line.to_json())
+            for said in gates.sayings(line):
+                say(said)
+        for number in prunable(lines, self.config.keep.every):
+            _prune(self._folder(number))
+
+    def model(self, line: Line) -> Path:
+        """Where a round's weights are."""
+        return Path(line.model) if line.round == 0 else self.root / line.model
+
+    # stages
+    def _label(self, run: RunDir) -> Made:
+        spent = [e["summary"] for name, e in self.ledger.entries().items() if name.endswith("/judge")]
+        budget = self.config.budget
+        limits = Limits(
+            calls=None if budget.judge_calls is None else budget.judge_calls - sum(s["calls"] for s in spent),
+            tokens=None
+            if budget.judge_tokens is None
+            else budget.judge_tokens - sum(s["tokens"] for s in spent),
+        )
+        judging = self.engines.judging("judge", self.config.judge)
+        return stages.label(run, judging, self.config.gold, self.root / "gold", limits)
+
+    def _train(
+        self, plan: Plan, lines: Sequence[Line], run: RunDir, prompts: Sequence[Prompt], paired: Made
+    ) -> Made:
+        """A round's training: DPO, or a reward model and PPO."""
+        config, recipe = self.config, self.config.train
+        previous, folder = lines[plan.previous], self._folder(plan.number)
+        pairs = paired.summary["name"]
+        kept = {n: (RunDir(self._folder(n)), self._pairs_of(n)) for n in kept_rounds(lines) if n}
+        settings = {
+            "reference": recipe.reference,
+            "replay": config.replay,
+            "measured": recipe.smoothing_measured,
+        }
+        if recipe.reference == "ema":
+            settings["ema"] = recipe.ema
+        inputs = {"pairs": paired.output, "policy": previous.weights}
+        inputs |= {f"pairs of {n}": self._output(n, "pair") for n in kept} if config.replay else {}
+
+        def rows(trained: Any) -> Any:
+            return stages.pair_rows(run, pairs, trained, kept, config.replay)
+
+        def dpo() -> Made:
+            self.engines.make_room()
+            trained = replace(tuned, reference_model=self._reference(plan, lines))
+            trained = stages.smoothed(trained, run, pairs, recipe.smoothing_measured)
+            return stages.train_by_dpo(trained, rows(trained), folder / "model")
+
+        def reward_model() -> Made:
+            self.engines.make_room()
+            assert recipe.reward is not None
+            trained = replace(recipe.reward, model=recipe.reward_model or config.policy.model)
+            trained = stages.smoothed(trained, run, pairs, recipe.smoothing_measured)
+            return stages.train_reward_model(trained, rows(trained), folder / "reward")
+
+        def ppo() -> Made:
+            trained = replace(
+                tuned, critic=str(folder / "reward"), reference_model=self._reference(plan, lines)
+            )
+            policy = self.engines.policy(self.model(previous))
+            judging = self.engines.judging(
+                "reward", _reward_judge(config.policy, folder / "reward"), beside=True
+            )
+            try:
+                return stages.train_by_ppo(trained, prompts, policy, judging, config.sample, folder / "model")
+            finally:
+                self.engines.forget_weights()
+                self.engines.drop("reward")
+
+        tuned: Any = replace(recipe.policy, model=str(self.model(previous)),
+                             learning_rate=self._learning_rate(plan))  # fmt: skip
+        if recipe.dpo is not None:
+            return self._do(plan, "train", settings | tuned.shaping(), inputs, dpo)
+        assert recipe.reward is not None
+        from_model = {"model": recipe.reward_model}
+        rewarded = self._do(
+            plan, "reward", settings | recipe.reward.shaping() | from_model, inputs, reward_model
+        )
+        return self._do(plan, "train", settings | tuned.shaping(),
+                        {"reward": rewarded.output, "policy": previous.weights}, ppo)  # fmt: skip
+
+    def _do(
+        self,
+        plan: Plan,
+        stage: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        work: Callable[[], Made],
+    ) -> Made:
+        return self.ledger.do(f"{plan.number:02d}/{stage}", settings, inputs, self._within(work))
+
+    def _within(self, work: Callable[[], Made]) -> Callable[[], Made]:
+        """The work, unless a budget is spent."""
+
+        def checked() -> Made:
+            self._check_budget()
+            return work()
+
+        return checked
+
+    def _evaluate(
+        self, number: int, model: str, weights: str, previous: Line | None, inputs: dict[str, str],
+        paired: Made | None = None, judged: Made | None = None,
+    ) -> Made:  # fmt: skip
+        """A policy's figures on the held-out prompts."""
+        config = self.config
+        judge = config.evaluate.judge
+        settings = {
+            "n": config.evaluate.generate.n, "max_tokens": config.evaluate.generate.sampling.max_tokens,
+            "stop": list(config.evaluate.generate.sampling.stop), "pairs": config.evaluate.pairs,
+            "engine": stages.engine_settings(config.policy), "judge": judge and judge_settings(judge),
+        }  # fmt: skip
+        inputs = {"policy": weights, "prompts": self._pool_hash} | inputs
+        if previous is not None:
+            inputs["previous"] = previous.weights
+
+        def work() -> Made:
+            path = config.policy.model if number == 0 else str(self.root / model)
+            of_round = None
+            if paired is not None and judged is not None:
+                of_round = OfRound(self._folder(number), judged.summary, paired.summary)
+            return evaluate(
+                self.root, number, previous.round if previous else None, self.pool.held_out, config.evaluate,
+                policy=lambda which: self.engines.policy(path if which else config.policy.model),
+                judging=(lambda: self.engines.judging("evaluation judge", judge)) if judge else None,
+                of_round=of_round,
+            )  # fmt: skip
+
+        return self.ledger.do(f"{number:02d}/evaluate", settings, inputs, self._within(work))
+
+    # what a round begins with
+    def _sampling(self) -> dict[str, Any]:
+        config = self.config
+        shape = {"n": config.sample.n, "seed": config.seed, "tags": list(config.sample.tags),
+                 "sampling": msgspec.to_builtins(config.sample.sampling)}  # fmt: skip
+        shape["engine"] = stages.engine_settings(config.policy)
+        joining = ("reference_answer", "earlier_best")
+        return shape | {name: True for name in joining if getattr(config, name)}
+
+    def _seeded(self, number: int) -> Any:
+        return replace(self.config.sample, seed=self.config.sample.seed + number)
+
+    def _joining(self, plan: Plan, prompts: Sequence[Prompt]) -> Any:
+        """Candidates that are not sampled."""
+        n = self.config.sample.n
+        if self.config.reference_answer:
+            yield from stages.reference_answers(prompts, n)
+        if self.config.earlier_best and plan.previous:
+            yield from stages.earlier_best(RunDir(self._folder(plan.previous)), prompts, 2 * n)
+
+    def _earlier(self, plan: Plan, lines: Sequence[Line]) -> dict[str, str]:
+        """What earlier rounds add to the candidates, by its content."""
+        if not (self.config.earlier_best and plan.previous):
+            return {}
+        return {"earlier": self._output(plan.previous, "judge")}
+
+    def _learning_rate(self, plan: Plan) -> float:
+        """That of the configuration, lowered by each rollback before."""
+        return self.config.train.policy.learning_rate * self.config.train.lower**plan.rollbacks
+
+    def _reference(self, plan: Plan, lines: Sequence[Line]) -> str | None:
+        """The policy that training is held to; None where it is the one that training starts from."""
+        recipe, start = self.config.train, self.model(lines[plan.previous])
+        if recipe.reference == "previous" or plan.previous == 0:
+            return None
+        if recipe.reference == "first":
+            return self.config.policy.model
+        from train.average import average
+
+        before = self._folder(plan.previous) / "reference"
+        older = str(before) if before.exists() else self.config.policy.model
+        out = self._folder(plan.number) / "reference"
+        average(older, str(start), recipe.ema, out, self.config.policy.trust_remote_code)
+        return str(out)
+
+    # where things are
+    def _folder(self, number: int) -> Path:
+        return self.root / "rounds" / f"{number:02d}"
+
+    def _name(self, number: int) -> str:
+        return f"rounds/{number:02d}/model"
+
+    def _output(self, number: int, stage: str) -> str:
+        output: str = self.ledger.entries()[f"{number:02d}/{stage}"]["output"]
+        return output
+
+    def _pairs_of(self, number: int) -> str:
+        name: str = self.ledger.entries()[f"{number:02d}/pair"]["summary"]["name"]
+        return name
+
+    def _seconds(self, number: int) -> dict[str, float]:
+        prefix = f"{number:02d}/"
+        return {name.removeprefix(prefix): entry["seconds"] for name, entry in self.ledger.entries().items()
+                if name.startswith(prefix)}  # fmt: skip
+
+    def _check_budget(self) -> None:
+        """Raises CheckFailed where the hours or the disk are spent."""
+        budget = self.config.budget
+        hours = (sum(entry["seconds"] for entry in self.ledger.entries().values())) / 3600
+        if budget.hours is not None and hours >= budget.hours:
+            raise CheckFailed(f"the budget of {budget.hours:g} hours is spent ({hours:.2f})",
+                              where=str(self.root), hint="Raise hours in [budget] and resume.")  # fmt: skip
+        if budget.disk_gb is not None and (size := _bytes_in(self.root) / 1e9) >= budget.disk_gb:
+            raise CheckFailed(f"the budget of {budget.disk_gb:g} GB on disk is spent ({size:.2f})",
+                              where=str(self.root),
+                              hint="Raise disk_gb in [budget], or free some, and resume.")  # fmt: skip
 
 
-def _train(run: RunDir, config: DpoConfig, pairs: str, out: Path) -> dict[str, Any]:
-    """DPO on a set of the run's pairs, from the weights that sampled them."""
-    from train.data import read_run
-    from train.dpo import train_dpo
-    from train.models import encoder_of
+def judge_settings(judge: JudgeConfig) -> dict[str, Any]:
+    """Of a judge, what shapes its judgments; what is not set is left out."""
+    speed = {"engine_arg", "trust_remote_code", "self_judge", "base_url"}
+    given = {k: v for k, v in judge.options.items() if v not in (None, (), {}, False) and k not in speed}
+    return {"model": judge.model} | given
 
-    bad = BadRows(0)
-    rows = read_run(run, encoder_of(config), bad, pairs)
-    bad.check(len(rows) + bad.count)
-    return train_dpo(config, rows, out)
+
+def _reward_judge(policy: EngineConfig, model: Path) -> JudgeConfig:
+    """A reward model of our own as a judge, on an engine like the policy's."""
+    from gavel.command import options_of
+    from judge.cli import judge
+
+    table: dict[str, Any] = {
+        "method": "reward",
+        "dtype": policy.dtype,
+        "engine_arg": dict(policy.engine_args),
+    }
+    if policy.engine:
+        table["engine"] = policy.engine
+    if policy.context:
+        table["max_model_len"] = policy.context
+    unused = {"out", "name", "dry_run", "reparse", "gold"}
+    return JudgeConfig(model=str(model), options=options_of(judge, table, "[train.reward]", unused))
+
+
+def _weights(policy: EngineConfig) -> str:
+    """Version of the first policy's weights."""
+    if policy.resolved() == "fake" and not any(Path(policy.model).glob("*.safetensors")):
+        return policy.model
+    return weights_version(policy.model, policy.adapter)
+
+
+def _prune(folder: Path) -> None:
+    """Frees a round's weights; what was measured of them stays."""
+    for name in ("model", "reward", "reference"):
+        for file in (folder / name).glob("*.safetensors"):
+            file.unlink()
+        shutil.rmtree(folder / name / "adapter", ignore_errors=True)
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -97,7 +97,10 @@ def load(config: PpoConfig, tokenizer: HfTokenizer, dtype: torch.dtype) -> Model
         with torch.no_grad():
             critic.model.score.weight.zero_()
     reference = None
-    if not config.lora_r:
+    if config.reference_model is not None:
+        models.check_reference(config.model, config.reference_model, trust)
+        reference = models.load(config.reference_model, dtype, trust).model.requires_grad_(False).eval()
+    elif not config.lora_r:
         reference = copy.deepcopy(policy.model).requires_grad_(False).eval()
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)  # a new adapter is drawn

@@ -25,7 +25,7 @@ from train.config import (
 )
 from train.options import F, account, common, data_and_out, given, setting, spread, together
 
-_MEASURED = "measured"
+MEASURED = "measured"  # what stands for the flip rate of a run's pairs
 
 #: Which pairs are trained on, and where the model goes.
 _pair_source: Callable[[F], F] = together(
@@ -63,21 +63,21 @@ def _smoothing(kind: type[TrainConfig], losses: str) -> Callable[[F], F]:
     return setting(
         kind,
         "label_smoothing",
-        f"How often a label is wrong, below 0.5; {_MEASURED}: as `gavel pairs` found it in RUN.{losses}",
+        f"How often a label is wrong, below 0.5; {MEASURED}: as `gavel pairs` found it in RUN.{losses}",
         type=str,
-        metavar=f"X|{_MEASURED}",
+        metavar=f"X|{MEASURED}",
         callback=_flip_rate,
     )
 
 
 def _flip_rate(ctx: click.Context, param: click.Parameter, value: str) -> float | str:
     """click callback: a number, or the word that stands for one of the run's."""
-    if value == _MEASURED:
+    if value == MEASURED:
         return value
     try:
         return float(value)
     except ValueError:
-        raise InputError(f"{value!r} is neither a number nor {_MEASURED}", where=place(ctx, param)) from None
+        raise InputError(f"{value!r} is neither a number nor {MEASURED}", where=place(ctx, param)) from None
 
 
 @command("Train MODEL on preference pairs by direct preference optimisation.", name="dpo")
@@ -161,7 +161,7 @@ def reward(**options: Any) -> None:
     """Reads the pairs, trains, prints the summary and what held-out pairs say."""
     if spread(options):
         return
-    config = RewardConfig(**_settings(RewardConfig, options))
+    config = reward_config(options)
     rows, account = _pairs(config, options)
 
     from train.reward import train_reward
@@ -174,10 +174,15 @@ def dpo_config(options: dict[str, Any]) -> DpoConfig:
     return DpoConfig(**_settings(DpoConfig, options) | {"loss": _weights(options["loss"])})
 
 
+def reward_config(options: dict[str, Any]) -> RewardConfig:
+    """What the options of `gavel train reward` say. Raises InputError as `dpo_config`."""
+    return RewardConfig(**_settings(RewardConfig, options))
+
+
 def _settings(kind: type[PairConfig], options: dict[str, Any]) -> dict[str, Any]:
     """The fields of a configuration of pairs among the options."""
     settings = given(kind, options)
-    if settings["label_smoothing"] == _MEASURED:
+    if settings["label_smoothing"] == MEASURED:
         settings["label_smoothing"] = _measured(options)
     return settings
 
@@ -202,7 +207,7 @@ def _measured(options: dict[str, Any]) -> float:
     if not is_run(source):
         raise InputError(
             f"only a run directory knows its flip rate, and {source} is none",
-            where=f"--label-smoothing {_MEASURED}",
+            where=f"--label-smoothing {MEASURED}",
             hint="Give the number, e.g. the one in the dataset card: --label-smoothing 0.08",
         )
     rate = flip_rate(RunDir(source), options["pairs"])

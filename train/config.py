@@ -331,6 +331,8 @@ class RewardConfig(PairConfig):
 class PpoConfig(TrainConfig):
     """Settings of `train.ppo.train_ppo`. Its rows are completions; `epochs` counts passes over the prompts.
 
+    reference_model: what the KL penalty is measured from, where it is not the model that training starts
+    from.
     critic: reward model that the critic starts from; None: the policy's own body with a head that says 0.
     critic_learning_rate: None: the policy's.
     n: completions of each prompt in an iteration; `batch_size` completions make one iteration.
@@ -350,6 +352,7 @@ class PpoConfig(TrainConfig):
     learning_rate: float = 3e-6
     batch_size: int = 64
     log_steps: int = 1
+    reference_model: str | None = None
     critic: str | None = None
     critic_learning_rate: float | None = None
     n: int = 1
@@ -389,6 +392,10 @@ class PpoConfig(TrainConfig):
         for name in ("n", "mini_batches"):
             _need(name, self.batch_size % getattr(self, name) == 0,
                   f"must divide --batch-size {self.batch_size}")  # fmt: skip
+
+    @property
+    def reference_from(self) -> str:
+        return self.reference_model or self.model
 
     @property
     def shorter(self) -> str:

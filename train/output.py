@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gavel.errors import InputError, RunDirError
+from gavel.plans import differences
 from gavel.rundir import disk_error, write_atomic
 from train import group
 
@@ -79,7 +80,7 @@ class Output:
         if "summary" not in known and self._newest_checkpoint() is None:
             known = {}  # nothing came of the plan that stands there
         if "plan" in known and known["plan"] != plan:
-            changes = "\n  ".join(_differences(known["plan"], plan))
+            changes = "\n  ".join(differences(known["plan"], plan))
             raise InputError(f"holds a model trained otherwise:\n  {changes}", where=f"--out {self.path}",
                              hint="Choose another --out, or remove this one.")  # fmt: skip
         if "summary" in known:
@@ -193,15 +194,3 @@ class Output:
 def step_of(folder: Path) -> int:
     """The step of a checkpoint."""
     return int(folder.name.rpartition("-")[2])
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """One line per setting that differs."""
-    found = []
-    for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append(f"{prefix}{key}: was {old}, now {new}")
-    return found

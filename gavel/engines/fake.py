@@ -1,7 +1,8 @@
 """A deterministic engine without a model: for tests, dry runs and a first look.
 
-Tokens are UTF-8 bytes. What it samples, scores and rewards is a pure function of the request and of
-its weights version, so a run repeats byte for byte. Its judgments mean nothing, on purpose.
+Tokens are UTF-8 bytes, or those of a tokenizer that is named. What it samples, scores and rewards is a pure
+function of the request and of its weights version, so a run repeats byte for byte. Its judgments mean
+nothing, on purpose.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from gavel.engines import EngineConfig
@@ -24,6 +26,7 @@ from gavel.protocols import (
     SampleRequest,
     Scored,
     ScoreRequest,
+    Tokenizer,
 )
 from gavel.records import Message, digest
 
@@ -50,6 +53,7 @@ def open(config: EngineConfig) -> Engine:
         config.model,
         adapter=config.adapter,
         context=config.context or 4096,
+        tokenizer=_tokenizer(config),
         fail_every=settings["fail_every"],
     )
 
@@ -86,12 +90,13 @@ class FakeEngine:
     dtype = "float64"
 
     def __init__(
-        self, model: str = "fake", *, adapter: str | None = None, context: int = 4096, fail_every: int = 0
-    ) -> None:
+        self, model: str = "fake", *, adapter: str | None = None, context: int = 4096,
+        tokenizer: Tokenizer | None = None, fail_every: int = 0,
+    ) -> None:  # fmt: skip
         self.model = model
         self.context = context
-        self.weights = digest("fake", model) if adapter is None else digest("fake", model, adapter)
-        self.tokenizer = ByteTokenizer()
+        self.weights = _version(model) if adapter is None else digest("fake", model, adapter)
+        self.tokenizer = tokenizer or ByteTokenizer()
         self._fail_every = fail_every
 
     def sample(self, requests: Iterable[SampleRequest]) -> Iterator[Sampled | Refused]:
@@ -115,8 +120,8 @@ class FakeEngine:
             yield refused or Rewarded(key=request.key, reward=reward)
 
     def load_weights(self, path: str) -> None:
-        """The path is the version: other paths, other answers."""
-        self.weights = digest("fake", path)
+        """Other weights, other answers; where a path holds none the path itself counts."""
+        self.weights = _version(path)
 
     def close(self) -> None:
         """Nothing to free."""
@@ -138,7 +143,7 @@ class FakeEngine:
         else:
             count = 1 + int(state[:2], 16) % 6
             text = " ".join(_WORDS[int(state[2 * i + 2 : 2 * i + 4], 16) % len(_WORDS)] for i in range(count))
-        ids = [*text.encode(), EOS]
+        ids = [*self.tokenizer.text_ids(text), self.tokenizer.eos_id]
         limit = min(request.sampling.max_tokens, self.context - len(prompt))
         cut = len(ids) > limit
         ids = ids[:limit]
@@ -146,7 +151,7 @@ class FakeEngine:
         hit = min((s for s in request.sampling.stop if s in text), key=text.find, default=None)
         if hit is not None:  # sampling ends with the stop string, which is not part of the text
             end = text.find(hit)
-            ids, text, cut = list(text[: end + len(hit)].encode()), text[:end], False
+            ids, text, cut = self.tokenizer.text_ids(text[: end + len(hit)]), text[:end], False
         logprobs = self._logprobs([*prompt, *ids], len(prompt))
         return Sampled(
             key=request.key,
@@ -176,6 +181,23 @@ class FakeEngine:
 
     def _unit(self, *parts: Any) -> float:
         return int(digest(self.weights, *parts)[:12], 16) / 16**12
+
+
+def _tokenizer(config: EngineConfig) -> Tokenizer | None:
+    if config.tokenizer is None:
+        return None
+    from gavel.tokenizer import HfTokenizer
+
+    return HfTokenizer.load(config.tokenizer, trust_remote_code=config.trust_remote_code,
+                            template_args=config.template_args)  # fmt: skip
+
+
+def _version(model: str) -> str:
+    if not any(Path(model).glob("*.safetensors")):
+        return digest("fake", model)
+    from gavel.weights import weights_version
+
+    return weights_version(model)
 
 
 def _fraction(raw: bytes) -> float:

@@ -1,0 +1,139 @@
+"""What can be known of a run before its first token: every path, model, column and option of all rounds."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gavel.command import warn
+from gavel.engines import EngineConfig
+from gavel.errors import InputError
+from rounds.config import JudgeConfig, RoundsConfig
+from rounds.pool import Pool
+
+#: Keys whose values are paths where something lies there; a hub id or an engine's own name stays as it is.
+_PATHS = {"model", "source", "held_out_source", "gold", "panel", "rubric", "forms_file", "aspects_file",
+          "demonstrations", "tokenizer", "adapter"}  # fmt: skip
+
+
+def absolute(table: dict[str, Any]) -> dict[str, Any]:
+    """A configuration whose paths hold in every folder: those that lie in this one are made absolute."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            found[key] = absolute(value)
+        elif key.replace("-", "_") in _PATHS and isinstance(value, str) and Path(value).exists():
+            found[key] = str(Path(value).absolute())
+        else:
+            found[key] = value
+    return found
+
+
+def check(config: RoundsConfig, *, drawn: bool = False) -> Pool | None:
+    """Raises InputError for the first thing that would stop a round; warns of what would spoil it.
+
+    Args:
+        drawn: the prompts were drawn before, and their source is not needed again.
+
+    Returns: the prompts, unless they were drawn before.
+    """
+    _model(config.policy, "[policy]", chat=True)
+    _judge(config.judge, "[judge]")
+    if config.evaluate.judge is not None:
+        _judge(config.evaluate.judge, "[evaluate.judge]")
+        if config.evaluate.judge == config.judge:
+            warn("the evaluation judge is the labelling judge: it will like what it has taught")
+    if config.gold is not None:
+        from gavel.rows import BadRows
+        from judge.labelled import read_labelled
+
+        bad = BadRows(0)
+        if not list(read_labelled(config.gold.gold, {}, bad)):
+            raise InputError("holds no labelled pairs", where=f"[judge], gold ({config.gold.gold})")
+        bad.check()
+    _training(config)
+    if drawn:
+        return None
+    pool = Pool.draw(config.prompts, config.seed)
+    pool.check(config.prompts, config.rounds)
+    taken = len(pool.of_round(1, config.prompts))
+    _batches(config, taken)
+    return pool
+
+
+def _model(config: EngineConfig, where: str, *, chat: bool = False) -> None:
+    """Raises InputError for a model that is not there, or a policy that has no chat template."""
+    kind = config.resolved()
+    if kind in ("server", "fake"):
+        return
+    from gavel.tokenizer import HfTokenizer
+    from gavel.weights import weights_version
+
+    try:
+        weights_version(config.model, config.adapter)
+        tokenizer = HfTokenizer.load(config.tokenizer_path, trust_remote_code=config.trust_remote_code,
+                                     template_args=config.template_args)  # fmt: skip
+        if chat:
+            tokenizer.require_chat_template()
+    except InputError as error:
+        raise InputError(
+            error.what, where=f"{where}: {error.where or config.model}", hint=error.hint
+        ) from None
+
+
+def _judge(config: JudgeConfig, where: str) -> None:
+    from gavel.options import engine_config
+    from judge.methods import SEVERAL, method_from
+
+    options = config.fresh()
+    name, settings, _ = method_from(options)
+    if name == "panel":
+        from judge.panel_file import read_panel
+
+        for member in read_panel(settings["panel"]).members:
+            _model(member.config, f"{where}, {settings['panel']}")
+    elif config.model is not None:
+        _model(engine_config(config.model, options), where)
+        if name in SEVERAL and settings.get("reference"):
+            _model(EngineConfig(model=settings["reference"]), where)
+
+
+def _training(config: RoundsConfig) -> None:
+    from train.models import context_of
+    from train.running import check_names
+
+    recipe = config.train
+    if not Path(recipe.policy.model).exists() and config.policy.resolved() == "server":
+        raise InputError("a server's model cannot be trained here", where="[policy], model",
+                         hint="Name a model directory or hub id.")  # fmt: skip
+    context_of(recipe.policy.model, recipe.policy.trust_remote_code)
+    for trained in (recipe.policy, recipe.reward):
+        if trained is not None:
+            check_names(trained)
+    if recipe.dpo is not None and recipe.dpo.lora_r and not recipe.dpo.merge:
+        raise InputError(
+            "the next round needs whole weights", where="[train], lora_r", hint="Add merge = true."
+        )
+    if recipe.reward_model is not None:
+        context_of(recipe.reward_model)
+
+
+def _batches(config: RoundsConfig, prompts: int) -> None:
+    """Raises InputError for a round that cannot fill one batch."""
+    most = prompts * (1 if config.pairs.strategy.startswith("best") else config.sample.n**2 // 4)
+    trained = config.train.dpo or config.train.reward
+    assert trained is not None
+    if most < trained.batch_size:
+        raise InputError(
+            f"a round has at most {most:,} pairs, fewer than one batch of {trained.batch_size:,}",
+            where="[train], batch_size", hint="Lower it, or raise per_round in [prompts].",
+        )  # fmt: skip
+
+
+def free_bytes(path: Path) -> int:
+    """On the disk that a path lies on, or will."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

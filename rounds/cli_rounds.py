@@ -1,0 +1,115 @@
+"""`gavel rounds start | resume | status`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gavel.command import emit, say
+
+if TYPE_CHECKING:
+    from rounds.config import RoundsConfig
+    from rounds.standing import Line
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.command(
+    help="""Run the rounds that CONFIG describes: sample, judge, pair, train, evaluate, gate.
+
+CONFIG is a TOML file, see docs/rounds.md. The same command on the same RUN goes on where it was stopped."""
+)
+@click.argument("config", metavar="CONFIG", type=click.Path(dir_okay=False))
+@click.option("--out", required=True, metavar="RUN", help="Where everything is written.")
+@click.option("--dry-run", is_flag=True,
+              help="Check everything and print calls, tokens, disk and time, by a short probe.")  # fmt: skip
+@_JSON
+def start(config: str, out: str, dry_run: bool, as_json: bool) -> None:
+    """Checks, writes the configuration down, runs."""
+    from gavel.command import read_toml
+    from rounds.check import absolute, check
+    from rounds.read_config import config_of
+
+    wanted = config_of(absolute(read_toml(config, config)), config)
+    pool = check(wanted)
+    if dry_run:
+        from rounds.probe import estimate
+
+        emit(estimate(wanted, pool, Path(out)), as_json, "would take")
+        return
+    _run(Path(out), wanted, as_json)
+
+
+@click.command(
+    help="""Go on with a run that was stopped, in its own configuration (RUN/config.toml).
+
+What a finished stage was made by cannot be changed unless it is redone: --from 02/train redoes round 2 from
+its training on, and keeps what there was in RUN/redone."""
+)
+@click.argument("run", metavar="RUN", type=click.Path(file_okay=False))
+@click.option("--from", "stage", metavar="STAGE", help="Redo from this stage on, e.g. 02/train.")
+@_JSON
+def resume(run: str, stage: str | None, as_json: bool) -> None:
+    """Reads the configuration, sets aside what is to be redone, runs."""
+    from rounds.check import check
+    from rounds.redo import set_aside
+    from rounds.status import config_in
+
+    root = Path(run)
+    config = config_in(root)
+    check(config, drawn=(root / "prompts.jsonl").exists())
+    if stage is not None:
+        say(f"what there was is kept in {set_aside(root, stage)}")
+    _run(root, config, as_json)
+
+
+@click.command(
+    help="""Where a run is: stage, rates, time left, the figures of each round, failures so far.
+
+At any time, from any shell; nothing is locked or changed."""
+)
+@click.argument("run", metavar="RUN", type=click.Path(file_okay=False))
+@_JSON
+def status(run: str, as_json: bool) -> None:
+    """Reads the run's files."""
+    from rounds.show import show_status
+    from rounds.status import status as status_of
+
+    found = status_of(Path(run))
+    if as_json:
+        emit(found, True)
+    else:
+        show_status(found)
+
+
+def _run(root: Path, config: RoundsConfig, as_json: bool) -> None:
+    """Runs; the last words go to standard output. Raises CheckFailed where a gate stopped the run."""
+    from gavel.errors import CheckFailed
+    from gavel.rundir import RunDir, write_atomic
+    from rounds.gates import last_words
+    from rounds.loop import run_rounds
+    from rounds.show import show_rounds
+    from rounds.toml_table import to_toml
+
+    with RunDir.open(root):
+        write_atomic(root / "config.toml", to_toml(dict(config.table)).encode())
+    lines = run_rounds(root, config)
+    words = last_words(lines)
+    if as_json:
+        emit(_result(root, lines, words), True)
+    else:
+        show_rounds(lines)
+        click.echo(words)
+    if lines[-1].decision == "stop":
+        raise CheckFailed(f"a gate stopped the run after round {lines[-1].round}", where=str(root))
+
+
+def _result(root: Path, lines: list[Line], words: str) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    best = lines[lines[-1].best]
+    model = best.model if best.round == 0 else str(root / best.model)
+    return {"run": str(root), "best": best.round, "model": model, "decision": lines[-1].decision,
+            "words": words, "rounds": [asdict(line) for line in lines]}  # fmt: skip

@@ -1,0 +1,149 @@
+"""The figures of a policy on held-out prompts that need no judge: pure functions of completions.
+
+All sizes are comparable between rounds: each has the same prompts and as many completions of each.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Z95 = statistics.NormalDist().inv_cdf(0.975)
+_REPEATED = 4  # tokens of the n-grams that self-repetition counts
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A number with what is known of its error. value: None where it cannot be had, `why` says why.
+    interval: of 95 %. n: what it is a mean over."""
+
+    value: float | None
+    interval: tuple[float, float] | None = None
+    n: int | None = None
+    why: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"value": self.value}
+        if self.interval is not None:
+            found["interval"] = list(self.interval)
+        return found | {k: v for k, v in (("n", self.n), ("why", self.why)) if v is not None}
+
+    @classmethod
+    def of(cls, entry: dict[str, Any]) -> Figure:
+        """From `to_json`."""
+        interval = entry.get("interval")
+        return cls(
+            entry["value"], (interval[0], interval[1]) if interval else None, entry.get("n"), entry.get("why")
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A completion as the figures see it. tokens: its ids, or its words where it has none. logp: summed, by
+    the policy that wrote it, None where not known."""
+
+    text: str
+    tokens: Sequence[int] | Sequence[str]
+    cut_off: bool
+    logp: float | None = None
+
+
+def of_answers(answers: Sequence[Answer]) -> dict[str, Figure]:
+    """length_mean (tokens), cut_off (share), distinct_1 to _3, self_repetition and top_answer (shares)."""
+    n = len(answers)
+    repeated = [r for a in answers if (r := repetition(a.tokens)) is not None]
+    return {
+        "length_mean": mean([float(len(a.tokens)) for a in answers]),
+        "cut_off": Figure(sum(a.cut_off for a in answers) / n, n=n),
+        **{f"distinct_{k}": Figure(distinct([a.tokens for a in answers], k), n=n) for k in (1, 2, 3)},
+        "self_repetition": mean(repeated) if repeated else Figure(0.0, n=0),
+        "top_answer": Figure(max(Counter(a.text.strip() for a in answers).values()) / n, n=n),
+    }
+
+
+def mean(values: Sequence[float]) -> Figure:
+    """A mean with its interval, mean ± z · sd / √n.
+
+    >>> mean([1.0, 3.0]).value
+    2.0
+    """
+    if not values:
+        return Figure(None, n=0, why="nothing to measure")
+    middle = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return Figure(middle, n=len(values))
+    half = Z95 * statistics.stdev(values) / math.sqrt(len(values))
+    return Figure(middle, (middle - half, middle + half), len(values))
+
+
+def distinct(texts: Iterable[Sequence[Any]], k: int) -> float | None:
+    """distinct-k (Li et al. 2016, arXiv 1510.03055): different k-grams over all k-grams of all texts
+    together; a k-gram does not reach into the next text. None where no text has k tokens.
+
+    >>> distinct([[1, 2, 1, 2], [1, 2]], 2)
+    0.5
+    """
+    grams = [tuple(tokens[i : i + k]) for tokens in texts for i in range(len(tokens) - k + 1)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def repetition(tokens: Sequence[Any], k: int = _REPEATED) -> float | None:
+    """seq-rep-k (Welleck et al. 2019, arXiv 1908.04319, sec. 6): the share of a text's k-grams that came
+    before in it. None for a text of fewer than k tokens.
+
+    >>> repetition([1, 2, 1, 2, 1, 2], k=2)
+    0.6
+    """
+    count = len(tokens) - k + 1
+    if count < 1:
+        return None
+    return 1 - len({tuple(tokens[i : i + k]) for i in range(count)}) / count
+
+
+def kl(answers: Sequence[Answer], first_logps: Sequence[float]) -> dict[str, Figure]:
+    """kl_first, in nats a completion: the mean of log π − log π_first over completions of π, which at
+    temperature 1 from the whole distribution is KL(π ‖ π_first) without bias. kl_first_token: their sum over
+    that of tokens.
+
+    first_logps: summed, by the first policy.
+    """
+    pairs = [(a, first) for a, first in zip(answers, first_logps, strict=True) if a.logp is not None]
+    deltas = [float(a.logp or 0.0) - first for a, first in pairs]
+    tokens = sum(len(a.tokens) for a, _ in pairs)
+    if not tokens:
+        none = Figure(None, why="the engine gives no log-probabilities")
+        return {"kl_first": none, "kl_first_token": none}
+    return {"kl_first": mean(deltas), "kl_first_token": Figure(math.fsum(deltas) / tokens, n=tokens)}
+
+
+def ratios(now: dict[str, Figure], first: dict[str, Figure]) -> dict[str, Figure]:
+    """length_ratio_first and distinct_1_ratio_first to _3: over the first policy's."""
+    found = {}
+    for name, as_ in (
+        ("length_mean", "length_ratio_first"),
+        *((f"distinct_{k}", f"distinct_{k}_ratio_first") for k in (1, 2, 3)),
+    ):
+        a, b = now[name].value, first[name].value
+        found[as_] = (
+            Figure(a / b) if a is not None and b else Figure(None, why="the first policy's is 0 or not known")
+        )
+    return found
+
+
+def logprob_changes(metrics: Sequence[dict[str, Any]]) -> dict[str, Figure]:
+    """chosen_logprob_change and rejected_logprob_change, in nats: TRL's logps/chosen and logps/rejected of a
+    training's last logged steps less those of its first; each the mean of a tenth of the lines."""
+    found = {}
+    for side in ("chosen", "rejected"):
+        values = [line[f"logps/{side}"] for line in metrics if f"logps/{side}" in line]
+        part = max(1, len(values) // 10)
+        change = (
+            statistics.fmean(values[-part:]) - statistics.fmean(values[:part]) if len(values) > 1 else None
+        )
+        why = None if values else "this training logs none"
+        found[f"{side}_logprob_change"] = Figure(change, n=len(values), why=why)
+    return found

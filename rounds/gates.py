@@ -1,0 +1,217 @@
+"""Gates: a threshold on a figure, and what is done when it is passed over."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from gavel.command import nearest
+from gavel.errors import InputError
+from rounds.figures import Figure
+
+if TYPE_CHECKING:
+    from rounds.standing import Line
+
+ACTIONS = ("warn", "roll_back", "stop")  # from mild to strong
+#: All figures of a round.
+FIGURES = (
+    "win_rate_previous", "win_rate_first", "win_rate_previous_lc", "win_rate_first_lc", "kl_first",
+    "kl_first_token", "length_mean", "length_ratio_first", "cut_off", "distinct_1", "distinct_2",
+    "distinct_3",
+    "distinct_1_ratio_first", "distinct_2_ratio_first", "distinct_3_ratio_first", "self_repetition",
+    "top_answer", "gold_accuracy", "gold_order_agreement", "flip_rate", "judge_agreement",
+    "chosen_logprob_change", "rejected_logprob_change", "unusable",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """Trips where a figure is under `least` or over `most`. A figure that has an interval trips only when
+    all of its interval is beyond the threshold, so that noise alone seldom does."""
+
+    figure: str
+    least: float | None = None
+    most: float | None = None
+    action: str = "warn"
+
+
+#: Why each: docs/rounds.md.
+DEFAULTS = (
+    Gate(figure="win_rate_previous", least=50, action="roll_back"),
+    Gate(figure="win_rate_first", least=50, action="roll_back"),
+    Gate(figure="win_rate_first_lc", least=45, action="warn"),
+    Gate(figure="kl_first_token", most=1.0, action="warn"),
+    Gate(figure="kl_first_token", most=5.0, action="roll_back"),
+    Gate(figure="length_ratio_first", most=1.5, action="warn"),
+    Gate(figure="length_ratio_first", most=3.0, action="roll_back"),
+    Gate(figure="cut_off", most=0.2, action="warn"),
+    Gate(figure="cut_off", most=0.5, action="roll_back"),
+    Gate(figure="distinct_2_ratio_first", least=0.5, action="warn"),
+    Gate(figure="distinct_2_ratio_first", least=0.2, action="roll_back"),
+    Gate(figure="self_repetition", most=0.5, action="warn"),
+    Gate(figure="top_answer", most=0.5, action="roll_back"),
+    Gate(figure="gold_accuracy", least=0.6, action="stop"),
+    Gate(figure="judge_agreement", least=0.5, action="stop"),
+    Gate(figure="judge_agreement", least=0.6, action="warn"),
+    Gate(figure="flip_rate", most=0.4, action="warn"),
+    Gate(figure="unusable", most=0.2, action="warn"),
+    Gate(figure="chosen_logprob_change", least=-50.0, action="warn"),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a gate said. value: None where the figure was not measured: it does not trip then. what: in
+    words."""
+
+    figure: str
+    value: float | None
+    min: float | None
+    max: float | None
+    action: str
+    tripped: bool
+    what: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_gates(table: Mapping[str, Any], where: str) -> tuple[Gate, ...]:
+    """The gates of a TOML table beside the defaults: FIGURE = {min, max, action}, a list of such, or false
+    for none. What a table says of a figure takes the place of its defaults; `defaults = false` drops them
+    all.
+
+    Raises InputError for an unknown figure, key or action, and for a threshold that is no number.
+    """
+    own = dict(table)
+    defaults = own.pop("defaults", True)
+    if not isinstance(defaults, bool):
+        raise InputError(f"{defaults!r} is neither true nor false", where=f"{where}, defaults")
+    found: list[Gate] = []
+    for figure, entry in own.items():
+        place = f"{where}, {figure}"
+        if figure not in FIGURES:
+            raise InputError(f'there is no figure "{figure}"', where=where, hint=nearest(figure, FIGURES))
+        if entry is False:
+            continue
+        for one in entry if isinstance(entry, list) else [entry]:
+            found.append(_gate(figure, one, place))
+    kept = [gate for gate in DEFAULTS if defaults and gate.figure not in own]
+    return (*kept, *found)
+
+
+def _gate(figure: str, entry: Any, where: str) -> Gate:
+    if not isinstance(entry, dict):
+        raise InputError(
+            f"{entry!r} is no gate", where=where, hint='For example {max = 1.5, action = "stop"}.'
+        )
+    for key in entry:
+        if key not in ("min", "max", "action"):
+            raise InputError(f'unknown key "{key}"', where=where, hint=nearest(key, ("min", "max", "action")))
+    action = entry.get("action", "warn")
+    if action not in ACTIONS:
+        raise InputError(f"unknown action {action!r}", where=where, hint=f"Known: {', '.join(ACTIONS)}.")
+    limits = {key: entry.get(key) for key in ("min", "max")}
+    for key, value in limits.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if value is not None and not number:
+            raise InputError(f"{value!r} is no number", where=f"{where}, {key}")
+    if limits["min"] is None and limits["max"] is None:
+        raise InputError("has neither min nor max", where=where)
+    return Gate(figure=figure, least=limits["min"], most=limits["max"], action=action)
+
+
+def check(gates: Sequence[Gate], figures: Mapping[str, Figure]) -> list[Outcome]:
+    """What each gate says."""
+    return [_outcome(gate, figures.get(gate.figure, Figure(None))) for gate in gates]
+
+
+def _outcome(gate: Gate, figure: Figure) -> Outcome:
+    name = gate.figure.replace("_", " ")
+    value, low_high = figure.value, figure.interval
+    if value is None or not math.isfinite(value):
+        what = f"{name} was not measured" + (f": {figure.why}" if figure.why else "")
+        return Outcome(gate.figure, None, gate.least, gate.most, gate.action, False, what)
+    low, high = low_high if low_high and all(map(math.isfinite, low_high)) else (value, value)
+    within = f" (95 %: {low:.4g} to {high:.4g})" if low_high else ""
+    said = f"{name} {value:.4g}{within}"
+    if gate.least is not None and high < gate.least:
+        return Outcome(
+            gate.figure, value, gate.least, gate.most, gate.action, True, f"{said} is under {gate.least:g}"
+        )
+    if gate.most is not None and low > gate.most:
+        return Outcome(
+            gate.figure, value, gate.least, gate.most, gate.action, True, f"{said} is over {gate.most:g}"
+        )
+    return Outcome(gate.figure, value, gate.least, gate.most, gate.action, False, said)
+
+
+def decide(outcomes: Sequence[Outcome]) -> str:
+    """ "go_on", "roll_back" or "stop": the strongest action of a gate that tripped."""
+    tripped = {outcome.action for outcome in outcomes if outcome.tripped}
+    return "stop" if "stop" in tripped else "roll_back" if "roll_back" in tripped else "go_on"
+
+
+def best(lines: Sequence[Line]) -> int:
+    """The round whose policy is best: of those that no gate stopped or rolled back the one with the highest
+    win rate against the first policy, which has 50 against itself; of equals the earlier. Without win rates
+    the last one."""
+    passed = [line for line in lines if line.round == 0 or line.decision == "go_on"]
+    rates = {line.round: _rate(line) for line in passed}
+    if any(rate is None for rate in rates.values()):
+        return passed[-1].round
+    return max(rates, key=lambda number: (rates[number], -number))
+
+
+def _rate(line: Line) -> float | None:
+    if line.round == 0:
+        return 50.0
+    value: float | None = line.figures.get("win_rate_first", {}).get("value")
+    return value
+
+
+def sayings(line: Line) -> list[str]:
+    """What a round's gates say to a person, as it ends."""
+    tripped = [gate for gate in line.gates if gate["tripped"]]
+    if not tripped:
+        return [f"round {line.round} is over" + (", its gates are passed" if line.gates else "")]
+    action = {"warn": "warning", "roll_back": "roll back", "stop": "stop"}
+    return [f"round {line.round}, {action[gate['action']]}: {gate['what']}" for gate in tripped]
+
+
+def last_words(lines: Sequence[Line]) -> str:
+    """Which checkpoint to use, and why."""
+    last = lines[-1]
+    chosen = lines[last.best]
+    rounds = [line for line in lines if line.round]
+    measured = {line.round: line.figures.get("win_rate_first", {}) for line in rounds}
+    if chosen.round == 0:
+        failed = "; ".join(f"round {line.round}: {_why(line)}" for line in rounds)
+        return f"Use {chosen.model}, as it was before the rounds: no round was better. {failed}"
+    figure = measured[chosen.round]
+    if figure.get("value") is None:
+        reason = "it is the last round that no gate stopped; win rates were not measured"
+    else:
+        low, high = figure.get("interval") or (math.nan, math.nan)
+        reason = f"it wins {figure['value']:.1f} % (95 %: {low:.1f} to {high:.1f}) against the first policy"
+        reason += " on held-out prompts by the second judge"
+        others = [f"round {n} {f['value']:.1f} %" for n, f in measured.items()
+                  if n != chosen.round and f.get("value") is not None]  # fmt: skip
+        reason += f"; {', '.join(others)}" if others else ""
+    what = {"stop": "stopped", "roll_back": "rolled back"}
+    others_failed = [
+        f"Round {line.round} was {what[line.decision]}: {_why(line)}."
+        for line in rounds
+        if line.decision != "go_on"
+    ]
+    return " ".join([f"Use {chosen.model} (round {chosen.round}): {reason}.", *others_failed])
+
+
+def _why(line: Line) -> str:
+    tripped = [gate["what"] for gate in line.gates if gate["tripped"] and gate["action"] != "warn"]
+    if tripped:
+        return "; ".join(tripped)
+    value = line.figures.get("win_rate_first", {}).get("value")
+    return "win rate against the first policy " + (f"{value:.1f} %" if value is not None else "not measured")

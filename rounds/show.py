@@ -1,0 +1,79 @@
+"""The rounds of a run as a person reads them in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rounds.standing import Line
+
+#: figure → (heading, format)
+_COLUMNS = {
+    "win_rate_first": ("against first %", "{:.1f}"),
+    "win_rate_previous": ("against previous %", "{:.1f}"),
+    "kl_first": ("KL", "{:.2f}"),
+    "length_mean": ("tokens", "{:.1f}"),
+    "cut_off": ("cut off", "{:.3f}"),
+    "distinct_2": ("distinct-2", "{:.3f}"),
+    "judge_agreement": ("judges agree", "{:.3f}"),
+}
+
+
+def show_rounds(lines: Sequence[Line]) -> None:
+    """Prints a table: one row a round."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="rounds, on held-out prompts")
+    table.add_column("round", justify="right")
+    shown = [name for name in _COLUMNS if any(name in line.figures for line in lines)]
+    for name in shown:
+        table.add_column(_COLUMNS[name][0], justify="right")
+    table.add_column("gates")
+    for line in lines:
+        label = str(line.round) if line.round else "before"
+        table.add_row(label, *(_cell(line.figures.get(name), name) for name in shown), _gates(line))
+    Console().print(table)
+
+
+def _cell(figure: dict[str, Any] | None, name: str) -> str:
+    if not figure or figure.get("value") is None:
+        return "-"
+    return _COLUMNS[name][1].format(figure["value"])
+
+
+def _gates(line: Line) -> str:
+    tripped = [gate["figure"] for gate in line.gates if gate.get("tripped")]
+    if not tripped:
+        return "-" if line.round == 0 else "passed"
+    what = {"go_on": "warned", "stop": "stopped", "roll_back": "rolled back"}[line.decision]
+    return f"{what}: {', '.join(tripped)}"
+
+
+def show_status(found: dict[str, Any]) -> None:
+    """Prints what `rounds.status.status` found."""
+    import click
+
+    head = {"running": f"running ({found['by']})", "stopped": "stopped; gavel rounds resume goes on",
+            "over": "over"}[found["state"]]  # fmt: skip
+    click.echo(head)
+    if found["stage"]:
+        click.echo(f"  stage     {found['stage']}, round {found['round']} of {found['rounds']}")
+    if (progress := found["progress"]) is not None:
+        of = f" of {progress['total']:,}" if progress["total"] else ""
+        rate = f", {progress['per_second']:,}/s" if progress["per_second"] is not None else ""
+        click.echo(f"  done      {progress['done']:,}{of} {progress['of']}{rate}")
+    if found["seconds_left"] is not None:
+        click.echo(f"  left      about {_duration(found['seconds_left'])}")
+    failed = {what: n for what, n in found["failures"].items() if n}
+    click.echo("  failures  " + (", ".join(f"{what} {n:,}" for what, n in failed.items()) or "none"))
+    if found["figures"]:
+        show_rounds([Line(**line) for line in found["figures"]])
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,186 @@
+"""The stages of a round that are more than a call: each does its work in the round's run directory and says
+what it came to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gavel.engines import EngineConfig
+from gavel.errors import CheckFailed
+from gavel.protocols import Engine
+from gavel.records import Completion, Prompt, digest
+from gavel.rows import BadRows
+from gavel.rundir import JsonlWriter, RunDir
+from gavel.scores import Scores, aspects_of, choose_pass, eligible
+from gavel.weights import weights_version
+from generate.stage import GenerateConfig, generate, take_in
+from judge.collect import Limits
+from judge.gate import Gate
+from judge.judging import Judging, default_pass
+from judge.pairs import PairConfig, make_pairs
+from rounds.ledger import Made, content_of
+from train.config import DpoConfig, PpoConfig, RewardConfig
+
+if TYPE_CHECKING:
+    from train.data import PairRow
+
+
+def sample(
+    run: RunDir,
+    policy: Engine,
+    config: GenerateConfig,
+    prompts: Sequence[Prompt],
+    extra: Iterable[Completion],
+) -> Made:
+    """Completions of a round's prompts, and beside them others that join the candidates."""
+    ids = take_in(run, lambda bad: iter(prompts), BadRows(0))
+    summary = generate(run, policy, config, ids=ids)
+    known, joined = run.ids(run.completions_path), 0
+    with JsonlWriter(run.completions_path) as writer:
+        for completion in extra:
+            joined += 1
+            if completion.id not in known:
+                known.add(completion.id)
+                writer.append(completion)
+    kept = {
+        k: summary[k] for k in ("prompts", "completions", "prompts_skipped", "failed", "cut_off", "tokens")
+    }
+    return Made(content_of(run.completions_path), kept | {"joined": joined})
+
+
+def reference_answers(prompts: Iterable[Prompt], index: int) -> Iterator[Completion]:
+    """The prompts' reference answers as candidates. index: of each prompt's first."""
+    for prompt in prompts:
+        for place, text in enumerate(prompt.references):
+            yield Completion(
+                id=digest("reference answer", prompt.id, text), prompt_id=prompt.id, index=index + place,
+                text=text, model="reference answer", finish_reason="stop",
+            )  # fmt: skip
+
+
+def earlier_best(earlier: RunDir, prompts: Iterable[Prompt], index: int) -> Iterator[Completion]:
+    """Of each prompt that an earlier round had too, the completion that was scored best there."""
+    judging = choose_pass(earlier, None)
+    with Scores.open(earlier, judging, aspects_of(earlier, judging)) as scores:
+        for prompt in prompts:
+            ranked = eligible(scores.of(prompt.id), Counter())
+            if ranked:
+                yield msgspec.structs.replace(ranked[0].completion, index=index)
+
+
+def label(run: RunDir, judging: Judging, gate: Gate | None, gold: Path, limits: Limits) -> Made:
+    """Judgments of all completions; before them the judge's gold test.
+
+    Raises CheckFailed when the judge fails that, or a limit came first.
+    """
+    if gate is not None:
+        gate.check(run, judging, journal=gold)
+    summary = judging.judge(run, limits=limits)
+    if summary.get("left"):
+        raise CheckFailed(
+            f"the budget of the judge is spent, {summary['left']:,} judgments are left",
+            where=str(run.path), hint="Raise judge_calls or judge_tokens in [budget] and resume.",
+        )  # fmt: skip
+    name = summary.get("pass") or default_pass(judging)
+    measured = run.manifest().get("gates", {}).get(name, {})
+    kept = {k: summary[k] for k in ("judgments", "unusable", "failed", "calls", "tokens") if k in summary}
+    return Made(
+        content_of(*sorted((run.path / "judgments").glob("*/judgments.jsonl"))),
+        kept | {"pass": name, "gold": {k: v for k, v in measured.items() if k != "gold"}},
+    )
+
+
+def pair(run: RunDir, config: PairConfig) -> Made:
+    summary = make_pairs(run, config)
+    kept = ("name", "pairs", "prompts", "prompts_without_pair", "dropped", "flip_rate", "length_correlation",
+            "chosen_longer", "warnings")  # fmt: skip
+    return Made(content_of(run.pairs_path(summary["name"])), {key: summary.get(key) for key in kept})
+
+
+def pair_rows(
+    run: RunDir,
+    pairs: str,
+    config: DpoConfig | RewardConfig,
+    earlier: Mapping[int, tuple[RunDir, str]],
+    share: float,
+) -> list[PairRow]:
+    """The round's pairs as token ids, and so many of earlier rounds' that they make up `share` of all.
+
+    earlier: round → its run and the name of its pairs. Which of theirs are taken hangs on the seed alone.
+    """
+    from train.data import read_run
+    from train.models import encoder_of
+
+    encoder, bad = encoder_of(config), BadRows(0)
+    rows = read_run(run, encoder, bad, pairs)
+    wanted = round(len(rows) * share / (1 - share)) if earlier else 0
+    if wanted:
+        older = [(digest("replay", config.seed, run.path.name, number, row.pair_id), row)
+                 for number, (other, name) in sorted(earlier.items())
+                 for row in read_run(other, encoder, bad, name)]  # fmt: skip
+        rows += [row for _, row in sorted(older, key=lambda item: item[0])[:wanted]]
+    bad.check(len(rows) + bad.count)
+    return rows
+
+
+def smoothed(config: Any, run: RunDir, pairs: str, measured: bool) -> Any:
+    """The configuration with the pairs' own flip rate as label smoothing, where that is asked for."""
+    if not measured:
+        return config
+    from train.data import flip_rate
+
+    return replace(config, label_smoothing=flip_rate(run, pairs))
+
+
+def train_by_dpo(config: DpoConfig, rows: list[PairRow], out: Path) -> Made:
+    from train.dpo import train_dpo
+
+    return _trained(train_dpo(config, rows, out), out)
+
+
+def train_reward_model(config: RewardConfig, rows: list[PairRow], out: Path) -> Made:
+    from train.reward import train_reward
+
+    return _trained(train_reward(config, rows, out), out)
+
+
+def train_by_ppo(
+    config: PpoConfig,
+    prompts: Sequence[Prompt],
+    policy: Engine,
+    reward: Judging,
+    sampling: GenerateConfig,
+    out: Path,
+) -> Made:
+    """PPO against a reward model, on the round's prompts."""
+    from rounds.cli_ppo import fitting
+    from rounds.live import LiveSampler, LiveScorer
+    from train.ppo import train_ppo
+
+    root = out / "rollouts"
+    sampler = LiveSampler(policy, replace(sampling, n=config.n), root)
+    summary = train_ppo(config, fitting(prompts, policy, config), sampler, LiveScorer(reward, root), out)
+    return _trained(summary, out)
+
+
+def _trained(summary: Mapping[str, Any], out: Path) -> Made:
+    """The summary without what another run would not repeat: times and places."""
+    kept = {key: value for key, value in summary.items() if key not in ("seconds", "model")}
+    return Made(weights_version(str(out)), kept)
+
+
+def engine_settings(config: EngineConfig) -> dict[str, Any]:
+    """Of how a model is opened, what shapes its answers."""
+    return {
+        "tokenizer": config.tokenizer,
+        "adapter": config.adapter,
+        "dtype": config.arithmetic(config.dtype),
+        "context": config.context,
+        "template_args": config.template_args,
+    }

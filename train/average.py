@@ -1,0 +1,35 @@
+"""A weighted mean of two models' weights."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from gavel.tokenizer import HfTokenizer
+from train import models, running
+
+
+def average(older: str, newer: str, share: float, out: Path, trust_remote_code: bool = False) -> None:
+    """Saves share · older + (1 − share) · newer, in the newer one's format.
+
+    Args:
+        older, newer: models of one architecture. share: in [0, 1].
+    """
+    if (out / "config.json").exists():
+        return
+    loaded = models.load(newer, torch.float32, trust_remote_code)
+    other = models.load(older, torch.float32, trust_remote_code).model.state_dict()
+    with torch.no_grad():
+        for name, value in loaded.model.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(other[name], share)
+    staging = out.with_name(f".{out.name}.saving")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    tokenizer = HfTokenizer.load(newer, trust_remote_code=trust_remote_code).hf
+    models.save(loaded, loaded.model, newer, tokenizer, torch.float32, staging)
+    staging.rename(out)
+    del loaded, other
+    running.free_memory()
