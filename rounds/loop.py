@@ -18,7 +18,7 @@ import msgspec
 
 from gavel.command import say
 from gavel.engines import EngineConfig
-from gavel.errors import CheckFailed
+from gavel.errors import CheckFailed, InputError
 from gavel.records import Prompt
 from gavel.rundir import JsonlWriter, RunDir
 from gavel.weights import weights_version
@@ -57,11 +57,11 @@ def run_rounds(
             work.record(lines, over)
             while len(lines) <= config.rounds and lines[-1].decision != "stop":
                 if observe is not None:
-                    observe(lines[-1], engines, work.model(lines[-1]))
+                    observe(lines[-1], engines, work.path(lines[-1]))
                 lines.append(work.round(lines))
                 work.record(lines, over)
             if observe is not None:
-                observe(lines[-1], engines, work.model(lines[-1]))
+                observe(lines[-1], engines, work.path(lines[-1]))
     return lines
 
 
@@ -133,9 +133,19 @@ class Rounds:
         for number in prunable(lines, self.config.keep.every):
             _prune(self._folder(number))
 
-    def model(self, line: Line) -> Path:
-        """Where a round's weights are."""
+    def path(self, line: Line) -> Path:
+        """Where a round's weights are, or were."""
         return Path(line.model) if line.round == 0 else self.root / line.model
+
+    def model(self, line: Line) -> Path:
+        """Where a round's weights are. Raises InputError where they were freed."""
+        path = self.path(line)
+        if line.round and not any(path.glob("*.safetensors")):
+            raise InputError(
+                "its weights were freed: they are neither the last round's nor the best one's", where=str(path),
+                hint="Redo an earlier round, and keep more with every in [keep].",
+            )  # fmt: skip
+        return path
 
     # stages
     def _label(self, run: RunDir) -> Made:
@@ -172,6 +182,7 @@ class Rounds:
             return stages.pair_rows(run, pairs, trained, kept, config.replay)
 
         def dpo() -> Made:
+            self.model(previous)
             self.engines.make_room()
             trained = replace(tuned, reference_model=self._reference(plan, lines))
             trained = stages.smoothed(trained, run, pairs, recipe.smoothing_measured)
@@ -198,7 +209,7 @@ class Rounds:
                 self.engines.forget_weights()
                 self.engines.drop("reward")
 
-        tuned: Any = replace(recipe.policy, model=str(self.model(previous)),
+        tuned: Any = replace(recipe.policy, model=str(self.path(previous)),
                              learning_rate=self._learning_rate(plan))  # fmt: skip
         if recipe.dpo is not None:
             return self._do(plan, "train", settings | tuned.shaping(), inputs, dpo)

@@ -20,11 +20,10 @@ def average(older: str, newer: str, share: float, out: Path, trust_remote_code: 
     if (out / "config.json").exists():
         return
     loaded = models.load(newer, torch.float32, trust_remote_code)
-    other = models.load(older, torch.float32, trust_remote_code).model.state_dict()
+    other = dict(models.load(older, torch.float32, trust_remote_code).model.named_parameters())
     with torch.no_grad():
-        for name, value in loaded.model.state_dict().items():
-            if value.is_floating_point():
-                value.lerp_(other[name], share)
+        for name, value in loaded.model.named_parameters():  # each once, tied or not
+            value.lerp_(other[name], share)
     staging = out.with_name(f".{out.name}.saving")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)

@@ -1,0 +1,78 @@
+"""A process that has imported everything and forks for each run of rounds it is told of, so that a run can
+be killed and begun again without waiting for imports.
+
+Reads lines "ROOT CONFIG" from standard input; prints "pid N" when a run has begun and "exit N" when it is
+over. What engines are asked is noted in ROOT.asked, one line a request: the engine's weights and the
+request's key.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+SLOWER_S = float(os.environ.get("GAVEL_TEST_SLOWER_S", "0"))  # a request, so that kills find stages at work
+
+
+def noting(log: int, name: str) -> None:
+    from gavel.engines.fake import FakeEngine
+
+    plain = getattr(FakeEngine, name)
+
+    def noted(self: FakeEngine, requests: Iterable[Any]) -> Iterator[Any]:
+        def through() -> Iterator[Any]:
+            for request in requests:
+                os.write(log, f"{self.weights} {request.key}\n".encode())
+                time.sleep(SLOWER_S)
+                yield request
+
+        return plain(self, through())  # type: ignore[no-any-return]
+
+    setattr(FakeEngine, name, noted)
+
+
+def run(root: str, config: str) -> None:
+    from gavel.command import exit_codes
+    from rounds.loop import run_rounds
+    from rounds.read_config import read_config
+
+    log = os.open(f"{root}.asked", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    noting(log, "sample")
+    noting(log, "score")
+    with exit_codes():
+        run_rounds(Path(root), read_config(config))
+
+
+def main() -> None:
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    import train.dpo
+    import train.models  # noqa: F401
+
+    print("ready", flush=True)
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            try:
+                run(*line.split())
+            except SystemExit as done:
+                os._exit(int(done.code or 0))
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+                os._exit(70)
+            os._exit(0)
+        print(f"pid {child}", flush=True)
+        _, status = os.waitpid(child, 0)
+        print(f"exit {os.waitstatus_to_exitcode(status)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Rounds that are killed at random moments end as if nothing had happened."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Tiny
+from rounds_made import small_table
+
+from rounds.toml_table import to_toml
+
+pytestmark = pytest.mark.engine
+
+KILLS = 30
+
+
+class Driver:
+    """The process of tests/rounds_driver.py."""
+
+    def __init__(self, **environment: str) -> None:
+        here = Path(__file__).parent
+        self._process = subprocess.Popen(
+            [sys.executable, str(here / "rounds_driver.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(here.parent), "OMP_NUM_THREADS": "1"} | environment,
+        )  # fmt: skip
+        assert self._line() == "ready"
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def begin(self, root: Path, config: Path) -> int:
+        """Starts or resumes a run; returns its process id."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{root} {config}\n")
+        self._process.stdin.flush()
+        return int(self._line().removeprefix("pid "))
+
+    def end(self) -> int:
+        """Waits for a run; returns its exit code, negative for a signal."""
+        return int(self._line().removeprefix("exit "))
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Driver]:
+    made = Driver(GAVEL_TEST_SLOWER_S="0.001")
+    yield made
+    made.close()
+
+
+def kill_after(pid: int, seconds: float) -> None:
+    def kill() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    threading.Timer(seconds, kill).start()
+
+
+def without_times(value: Any) -> Any:
+    """What a run says, times aside."""
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items()
+                if k not in ("seconds", "at", "tokens_per_second", "train_runtime", "versions")}  # fmt: skip
+    return [without_times(v) for v in value] if isinstance(value, list) else value
+
+
+def contents(root: Path) -> dict[str, Any]:
+    """Everything that a run keeps: records byte by byte, summaries without their times."""
+    found: dict[str, Any] = {}
+    for path in sorted(root.rglob("*")):
+        name = str(path.relative_to(root))
+        if not path.is_file() or path.name in (".lock", "events.jsonl"):
+            continue
+        if path.name in ("manifest.json", "gavel.json"):
+            continue  # how much was reused and what was asked at which time stands there
+        data = path.read_bytes()
+        if path.name in ("figures.jsonl", "metrics.jsonl"):
+            found[name] = [without_times(json.loads(line)) for line in data.splitlines()]
+        else:
+            found[name] = data
+    return found
+
+
+def outputs(root: Path) -> dict[str, Any]:
+    """What the ledger says that each stage was made of and came to."""
+    stages = json.loads((root / "manifest.json").read_bytes())["stages"]
+    return {
+        name: without_times({k: v for k, v in entry.items() if k != "summary"})
+        for name, entry in stages.items()
+    }
+
+
+def recorded(root: Path) -> set[str]:
+    """The ids of all completions and judgments on record."""
+    ids = set()
+    for name in ("completions.jsonl", "judgments.jsonl"):
+        for path in root.rglob(name):
+            for line in path.read_bytes().splitlines(keepends=True):
+                if line.endswith(b"\n"):
+                    ids.add(json.loads(line)["id"])
+    return ids
+
+
+def test_thirty_kills_change_nothing(tiny: Tiny, driver: Driver, tmp_path: Path) -> None:
+    """Records, pairs, weights and figures are byte for byte those of a run that nobody disturbed; nothing
+    that was on record when the process died is asked again; no id is there twice."""
+    config = tmp_path / "rounds.toml"
+    config.write_text(to_toml(small_table(tiny, tmp_path)))
+    calm = tmp_path / "calm"
+    began = time.monotonic()
+    driver.begin(calm, config)
+    assert driver.end() == 0
+    whole_s = time.monotonic() - began
+    expected, stages = contents(calm), outputs(calm)
+    assert {"rounds/03/model/model.safetensors", "figures.jsonl"} <= expected.keys()
+
+    kills, attempt, draw = 0, 0, random.Random(0)
+    died_in: set[str] = set()
+    while kills < KILLS:
+        attempt += 1
+        root = tmp_path / f"killed-{attempt}"
+        log = Path(f"{root}.asked")
+        while True:
+            pid = driver.begin(root, config)
+            if kills < KILLS:
+                kill_after(pid, draw.uniform(0, whole_s / 6))
+            before = recorded(root) if root.exists() else set()
+            seen = len(log.read_bytes()) if log.exists() else 0
+            code = driver.end()
+            fresh = log.read_bytes()[seen:].decode().splitlines() if log.exists() else []
+            again = before & {line.split()[1].split("/")[0] for line in fresh}
+            assert not again, f"asked again of what was on record: {sorted(again)[:3]}"
+            if code == 0:
+                break
+            assert code == -signal.SIGKILL
+            kills += 1
+            died_in.add(last_begun(root))
+        assert contents(root) == expected
+        assert outputs(root) == stages
+        for path in root.rglob("*s.jsonl"):
+            ids = [json.loads(line).get("id") for line in path.read_bytes().splitlines()]
+            assert None in ids or len(ids) == len(set(ids)), path
+    assert len(died_in) >= 5, f"kills met only {died_in}"
+
+
+def last_begun(root: Path) -> str:
+    path = root / "events.jsonl"
+    events = [json.loads(line) for line in path.read_bytes().splitlines() if line] if path.exists() else []
+    return next((e["stage"] for e in reversed(events) if e["what"] == "begin"), "start")
