@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-
 from demo.table import figures
 from demo.tasks import Pool, draw
 from gavel.command import read_toml, say

@@ -142,9 +142,10 @@ class Rounds:
         path = self.path(line)
         if line.round and not any(path.glob("*.safetensors")):
             raise InputError(
-                "its weights were freed: they are neither the last round's nor the best one's", where=str(path),
+                "its weights were freed: they are neither the last round's nor the best one's",
+                where=str(path),
                 hint="Redo an earlier round, and keep more with every in [keep].",
-            )  # fmt: skip
+            )
         return path
 
     # stages

@@ -1,0 +1,183 @@
+"""The figures of a round and its gates, by hand."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import pytest
+
+from gavel.errors import InputError
+from rounds.figures import Answer, Figure, distinct, kl, logprob_changes, mean, of_answers, ratios, repetition
+from rounds.gates import DEFAULTS, FIGURES, Gate, best, check, decide, last_words, read_gates
+from rounds.standing import Line, plan_of, prunable
+
+
+def answer(*tokens: int, text: str = "", cut_off: bool = False, logp: float | None = None) -> Answer:
+    return Answer(text or " ".join(map(str, tokens)), tokens, cut_off, logp)
+
+
+def test_distinct_counts_over_all_texts_and_not_across_them() -> None:
+    assert distinct([[1, 2, 3], [1, 2, 4]], 2) == 3 / 4  # 12 23 | 12 24; 31 is none
+    assert distinct([[1], [1], [2]], 1) == 2 / 3
+    assert distinct([[1]], 2) is None
+
+
+def test_repetition_is_the_share_that_came_before() -> None:
+    assert repetition([1, 2, 3, 4, 1, 2, 3, 4], 4) == pytest.approx(1 - 4 / 5)
+    assert repetition([7] * 10, 4) == pytest.approx(1 - 1 / 7)
+    assert repetition([1, 2, 3], 4) is None
+
+
+def test_the_figures_of_answers() -> None:
+    found = of_answers([answer(1, 2), answer(1, 2), answer(3, 4, 5, 6, cut_off=True)])
+    assert found["length_mean"].value == pytest.approx(8 / 3)
+    assert found["cut_off"].value == pytest.approx(1 / 3)
+    assert found["top_answer"].value == pytest.approx(2 / 3)
+    assert found["distinct_2"].value == pytest.approx(4 / 5)
+    assert found["self_repetition"] == Figure(0.0, n=1)
+
+
+def test_a_mean_has_the_interval_of_the_normal_distribution() -> None:
+    low, high = mean([0.0, 1.0, 2.0]).interval or (0.0, 0.0)
+    assert (low, high) == pytest.approx((1 - 1.959964 / math.sqrt(3), 1 + 1.959964 / math.sqrt(3)), rel=1e-6)
+    assert mean([2.0]) == Figure(2.0, n=1)
+    assert mean([]).value is None
+
+
+def test_kl_is_the_mean_of_what_the_policies_say_of_the_policys_own_answers() -> None:
+    found = kl([answer(1, 2, logp=-1.0), answer(1, 2, 3, logp=-2.0)], [-3.0, -2.5])
+    assert found["kl_first"].value == pytest.approx((2.0 + 0.5) / 2)
+    assert found["kl_first_token"].value == pytest.approx(2.5 / 5)
+    assert kl([answer(1)], [-1.0])["kl_first"].value is None
+
+
+def test_kl_of_samples_comes_to_the_kl_of_two_distributions() -> None:
+    p, q, draw = [0.7, 0.2, 0.1], [0.2, 0.5, 0.3], random.Random(0)
+    exact = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    drawn = draw.choices(range(3), p, k=4000)
+    found = kl([answer(i, logp=math.log(p[i])) for i in drawn], [math.log(q[i]) for i in drawn])["kl_first"]
+    low, high = found.interval or (0.0, 0.0)
+    assert low < exact < high and high - low < 0.1
+
+
+def test_ratios_and_changes() -> None:
+    now, first = of_answers([answer(1, 2, 3, 4)]), of_answers([answer(1, 1)])
+    assert ratios(now, first)["length_ratio_first"].value == 2.0
+    assert ratios(now, first)["distinct_1_ratio_first"].value == 2.0
+    lines = [{"logps/chosen": -10.0 - i, "logps/rejected": -20.0 - 2 * i} for i in range(20)]
+    found = logprob_changes(lines)
+    assert found["chosen_logprob_change"].value == pytest.approx(-18.0)  # of two lines each
+    assert found["rejected_logprob_change"].value == pytest.approx(-36.0)
+    assert logprob_changes([{"loss": 1.0}])["chosen_logprob_change"].value is None
+
+
+def test_a_figure_survives_json() -> None:
+    for figure in (Figure(1.0, (0.5, 1.5), 3), Figure(None, why="no"), Figure(2.0)):
+        assert Figure.of(figure.to_json()) == figure
+
+
+# gates
+
+
+def test_a_gate_trips_only_when_all_of_the_interval_is_beyond() -> None:
+    least, most = Gate(figure="win_rate_first", least=50), Gate(figure="cut_off", most=0.2, action="stop")
+    for interval, expected in (((40.0, 49.0), True), ((40.0, 51.0), False)):
+        assert check([least], {"win_rate_first": Figure(45.0, interval, 100)})[0].tripped is expected
+    assert check([most], {"cut_off": Figure(0.21)})[0].tripped
+    assert not check([most], {"cut_off": Figure(0.2)})[0].tripped
+
+
+def test_what_was_not_measured_does_not_trip_and_says_so() -> None:
+    outcome = check(
+        [Gate(figure="kl_first", most=1)], {"kl_first": Figure(None, why="no log-probabilities")}
+    )[0]
+    assert not outcome.tripped and outcome.what == "kl first was not measured: no log-probabilities"
+    assert not check([Gate(figure="kl_first", most=1)], {})[0].tripped
+
+
+def test_the_strongest_action_decides() -> None:
+    figures = {"cut_off": Figure(0.9), "top_answer": Figure(0.9)}
+    gates = [Gate(figure="cut_off", most=0.1, action=a) for a in ("warn", "roll_back", "stop")]
+    assert [decide(check(gates[:n], figures)) for n in range(4)] == ["go_on", "go_on", "roll_back", "stop"]
+
+
+def test_chance_seldom_rolls_back_a_policy_that_did_not_change() -> None:
+    """Of 400 draws of a fair coin over 256 prompts about one in forty has its whole interval under 50."""
+    from judge.winrate import Comparison, win_rate
+
+    draw, tripped = random.Random(0), 0
+    for _ in range(400):
+        rate = win_rate([Comparison(float(draw.random() < 0.5)) for _ in range(256)])
+        found = check(DEFAULTS, {"win_rate_first": Figure(rate.win_rate, rate.interval, rate.n)})
+        tripped += decide(found) != "go_on"
+    assert tripped <= 18
+
+
+@pytest.mark.parametrize("gate", DEFAULTS, ids=lambda g: f"{g.figure}-{g.action}")
+def test_every_default_gate_can_trip(gate: Gate) -> None:
+    assert gate.figure in FIGURES
+    value = gate.least - 1 if gate.least is not None else (gate.most or 0.0) + 1
+    assert check([gate], {gate.figure: Figure(value)})[0].tripped
+
+
+def test_gates_of_a_table_take_the_place_of_the_defaults() -> None:
+    found = read_gates({"cut_off": {"max": 0.3, "action": "stop"}, "top_answer": False}, "f, [gates]")
+    assert [g for g in found if g.figure == "cut_off"] == [Gate(figure="cut_off", most=0.3, action="stop")]
+    assert not [g for g in found if g.figure == "top_answer"]
+    assert len(found) == len([g for g in DEFAULTS if g.figure not in ("cut_off", "top_answer")]) + 1
+    several = read_gates({"defaults": False, "cut_off": [{"max": 0.1}, {"max": 0.2, "action": "stop"}]}, "f")
+    assert [g.action for g in several] == ["warn", "stop"]
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"cut_of": {"max": 1}}, 'Did you mean "cut_off"'),
+        ({"cut_off": {"max": "much"}}, "'much' is no number"),
+        ({"cut_off": {"max": 1, "action": "halt"}}, "unknown action 'halt'"),
+        ({"cut_off": {"most": 1}}, 'unknown key "most"'),
+        ({"cut_off": {}}, "has neither min nor max"),
+        ({"cut_off": 1}, "is no gate"),
+        ({"defaults": 1}, "neither true nor false"),
+    ],
+)
+def test_gates_that_cannot_be_read(table: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        read_gates(table, "rounds.toml, [gates]")
+
+
+# what follows from the rounds so far
+
+
+def line(number: int, rate: float | None = None, decision: str = "go_on", best: int = 0, **more: Any) -> Line:
+    figures = {} if rate is None else {"win_rate_first": {"value": rate, "interval": [rate - 5, rate + 5]}}
+    return Line(round=number, model=f"rounds/{number:02d}/model" if number else "first", weights=str(number),
+                figures=figures, decision=decision, best=best, **more)  # fmt: skip
+
+
+def test_the_best_round_is_the_one_that_wins_most_and_was_not_rolled_back() -> None:
+    lines = [line(0), line(1, 60.0), line(2, 70.0, "roll_back"), line(3, 60.0)]
+    assert best(lines) == 1
+    assert best([line(0), line(1, 45.0)]) == 0
+    assert best([line(0), line(1), line(2)]) == 2
+    assert best([line(0), line(1), line(2, decision="stop")]) == 1
+
+
+def test_a_round_starts_from_the_last_one_or_after_a_rollback_from_the_best() -> None:
+    lines = [line(0), line(1, 60.0, best=1), line(2, 40.0, "roll_back", best=1)]
+    assert (plan_of(lines[:2]).previous, plan_of(lines[:2]).rollbacks) == (1, 0)
+    assert (plan_of(lines).number, plan_of(lines).previous, plan_of(lines).rollbacks) == (3, 1, 1)
+    assert prunable([*lines, line(3, 50.0, best=1)], every=0) == [2]
+    assert prunable([*lines, line(3, 50.0, best=1)], every=2) == []
+
+
+def test_last_words_name_the_checkpoint_and_the_reason() -> None:
+    gate = {"figure": "cut_off", "tripped": True, "action": "roll_back", "what": "cut off 0.9 is over 0.5"}
+    lines = [line(0), line(1, 63.2, best=1), line(2, 40.0, "roll_back", best=1, gates=[gate])]
+    words = last_words(lines)
+    assert words.startswith("Use rounds/01/model (round 1): it wins 63.2 % (95 %: 58.2 to 68.2)")
+    assert words.endswith("Round 2 was rolled back: cut off 0.9 is over 0.5.")
+    assert "no round was better" in last_words([line(0), line(1, 45.0)])
+    assert "win rates were not measured" in last_words([line(0), line(1, best=1)])
