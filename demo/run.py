@@ -6,8 +6,8 @@ asked in `demo.table` alone, after all rounds are over.
 
 from __future__ import annotations
 
-import copy
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,42 +35,56 @@ SAMPLES = 4
 MAX_TOKENS = 24
 
 
-def settings(out: Path, rounds: int, prompts: int, seed: int, shuffle_labels: bool = False) -> RoundsConfig:
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What a person chooses of the demo. trainer: "dpo" or "ppo". reference: "first", "previous" or "ema"."""
+
+    rounds: int = 2
+    prompts: int = 2048
+    seed: int = 0
+    shuffle_labels: bool = False
+    trainer: str = "dpo"
+    reference: str = "previous"
+
+
+def settings(out: Path, chosen: Chosen) -> RoundsConfig:
     """The demo's recipe with paths in place; demo/README.md says how it was found."""
     file = HERE / "rounds.toml"
-    table = copy.deepcopy(read_toml(str(file), str(file)))
-    table |= {"rounds": rounds, "seed": seed}
+    table = read_toml(str(file), str(file))
+    if chosen.trainer == "ppo":
+        table["train"] = read_toml(str(HERE / "ppo.toml"), "demo/ppo.toml")
+        table["train"]["reward"]["model"] = str(MODELS / table["train"]["reward"]["model"])
+    table["train"]["reference"] = chosen.reference
+    table |= {"rounds": chosen.rounds, "seed": chosen.seed}
     for part in (table["policy"], table["judge"], table["evaluate"]["judge"]):
         part["model"] = str(MODELS / part["model"])
     for key in ("source", "held_out_source"):
         table["prompts"][key] = str((out / "demo" / table["prompts"][key]).absolute())
-    table["prompts"]["per_round"] = prompts
-    table["pairs"]["shuffle_labels"] = shuffle_labels
+    table["prompts"]["per_round"] = chosen.prompts
+    table["pairs"]["shuffle_labels"] = chosen.shuffle_labels
     return config_of(table, str(file))
 
 
-def run_demo(
-    out: str, *, rounds: int, prompts: int, seed: int, shuffle_labels: bool = False
-) -> dict[str, Any]:
-    """Runs `rounds` rounds below `out` and returns the figures that the table shows.
+def run_demo(out: str, chosen: Chosen) -> dict[str, Any]:
+    """Runs the rounds below `out` and returns the figures that the table shows.
 
     Returns: rounds (from round 0: exact_match_sampled and exact_match_greedy in percent, pairs,
     judge_accuracy in percent), seconds (per stage and "total"), words, report, run (the directory).
     """
     started, root = time.monotonic(), Path(out)
-    texts, held_out = _prompts("round", prompts * rounds), _prompts("held-out", HELD_OUT)
+    texts, held_out = _prompts("round", chosen.prompts * chosen.rounds), _prompts("held-out", HELD_OUT)
     with RunDir.open(root) as run:
-        _claim(run, {"prompts": prompts, "seed": seed, "shuffle_labels": shuffle_labels})
+        _claim(run, {name: value for name, value in asdict(chosen).items() if name != "rounds"})
         for name, given in (("prompts", texts), ("held-out", held_out)):
             write_atomic(root / "demo" / f"{name}.jsonl", b"".join(map(_as_row, given)))
-        config = settings(root, rounds, prompts, seed, shuffle_labels)
+        config = settings(root, chosen)
         write_atomic(root / "config.toml", to_toml(dict(config.table)).encode())
     say("starting vLLM (its first start in a new environment takes a minute)")
     measured: list[float] = []
 
     def observe(line: Line, engines: Lifetimes, model: Path) -> None:
         begun = time.monotonic()
-        _measure(root, line, engines, model, held_out, seed)
+        _measure(root, line, engines, model, held_out, chosen.seed)
         measured.append(time.monotonic() - begun)
 
     lines = run_rounds(root, config, observe)

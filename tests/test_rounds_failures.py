@@ -21,7 +21,7 @@ Run = Callable[..., tuple[Ran, list[Line]]]
 def run(tmp_path: Path, gavel: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs the demo's rounds on few prompts, with changes to their tables."""
     pytest.importorskip("vllm")
-    from demo.run import _as_row, _prompts, settings
+    from demo.run import Chosen, _as_row, _prompts, settings
 
     monkeypatch.chdir(Path(__file__).parent)  # where odd_judges is
 
@@ -33,7 +33,7 @@ def run(tmp_path: Path, gavel: Callable[..., Ran], monkeypatch: pytest.MonkeyPat
             ("held-out", _prompts("held-out", 128)),
         ):
             (tmp_path / "demo" / f"{name}.jsonl").write_bytes(b"".join(map(_as_row, given)))
-        table = dict(settings(tmp_path, rounds, prompts, seed=0).table)
+        table = dict(settings(tmp_path, Chosen(rounds=rounds, prompts=prompts)).table)
         table["prompts"]["held_out"] = 128
         for name, entries in changes.items():
             table[name] = entries if name == "gates" or "method" in entries else table[name] | entries
