@@ -36,5 +36,5 @@ def demo(out: str, as_json: bool, **chosen: Any) -> None:
         click.echo(json.dumps(result))
     else:
         show(result)
-        say(f"Look around: gavel rounds status {out} shows each round's figures, gavel pairs {out}/rounds/01 --to "
-            "pairs.jsonl writes its pairs as a dataset.")  # fmt: skip
+        say(f"Look around: gavel rounds status {out} shows each round's figures, "
+            f"gavel pairs {out}/rounds/01 --to pairs.jsonl writes its pairs as a dataset.")  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 
 import demo
 from demo.oracle import exact_match
-from demo.run import HELD_OUT, MODELS, SAMPLES, run_demo
+from demo.run import HELD_OUT, MODELS, SAMPLES, Chosen, run_demo
 from demo.tasks import FAMILIES, draw, pool_of
 from gavel.errors import InputError
 from gavel.records import Completion, Judgment
@@ -79,7 +79,7 @@ def test_shipped_policy_is_sampled_as_recorded() -> None:
 @pytest.mark.engine
 def test_two_rounds_lift_the_policy(tmp_path: Path) -> None:
     """And running the same again does nothing again."""
-    result = run_demo(str(tmp_path / "run"), rounds=2, prompts=1024, seed=0)
+    result = run_demo(str(tmp_path / "run"), Chosen(rounds=2, prompts=1024))
     first, _, last = result["rounds"]
     assert [row["round"] for row in result["rounds"]] == [0, 1, 2]
     assert first["sampled_answers"] == HELD_OUT * SAMPLES >= 4000
@@ -90,16 +90,16 @@ def test_two_rounds_lift_the_policy(tmp_path: Path) -> None:
     assert json.loads(json.dumps(result)) == result
 
     before = _state(tmp_path / "run")
-    again = run_demo(str(tmp_path / "run"), rounds=2, prompts=1024, seed=0)
+    again = run_demo(str(tmp_path / "run"), Chosen(rounds=2, prompts=1024))
     assert again["rounds"] == result["rounds"]
     assert _state(tmp_path / "run") == before
     with pytest.raises(InputError, match="other settings"):
-        run_demo(str(tmp_path / "run"), rounds=2, prompts=1024, seed=0, shuffle_labels=True)
+        run_demo(str(tmp_path / "run"), Chosen(rounds=2, prompts=1024, shuffle_labels=True))
 
 
 @pytest.mark.engine
 def test_shuffled_labels_teach_nothing(tmp_path: Path) -> None:
-    result = run_demo(str(tmp_path / "run"), rounds=1, prompts=1024, seed=0, shuffle_labels=True)
+    result = run_demo(str(tmp_path / "run"), Chosen(rounds=1, prompts=1024, shuffle_labels=True))
     first, last = result["rounds"]
     assert last["sampled_answers"] >= 4000
     assert last["exact_match_sampled"] <= first["exact_match_sampled"] + 4
