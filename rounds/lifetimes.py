@@ -34,7 +34,7 @@ class Lifetimes:
         self.mode = choose(policy) if mode == "auto" else mode
         self._open: dict[str, tuple[Any, ExitStack]] = {}
         self._loaded = ""  # the model whose weights the policy has
-        events.add("engines", mode=self.mode)
+        self._said = False
 
     def __enter__(self) -> Lifetimes:
         return self
@@ -93,6 +93,9 @@ class Lifetimes:
     def _start(self, name: str, opening: Any, beside: bool = False) -> Any:
         if self.mode == "restart" and not beside:
             self.close()
+        if not self._said:
+            self._said = True
+            self._events.add("engines", mode=self.mode)
         say(f"starting the {name}'s engine")
         started = time.monotonic()
         stack = ExitStack()

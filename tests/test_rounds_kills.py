@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import random
@@ -165,3 +166,49 @@ def last_begun(root: Path) -> str:
     path = root / "events.jsonl"
     events = [json.loads(line) for line in path.read_bytes().splitlines() if line] if path.exists() else []
     return next((e["stage"] for e in reversed(events) if e["what"] == "begin"), "start")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_kills_with_vllm_lose_nothing_that_was_on_record(tiny: Tiny, tmp_path: Path) -> None:
+    """Each record is there unchanged after the next start; no judgment is asked for twice, no id doubled."""
+    config = tmp_path / "rounds.toml"
+    config.write_text(to_toml(small_table(tiny, tmp_path, engine="vllm")))
+    driver, draw, root = Driver(GAVEL_TEST_VLLM="1"), random.Random(1), tmp_path / "run"
+    kills, code, kept = 0, -1, {}
+    while code != 0:
+        pid = driver.begin(root, config)
+        if kills < 5:
+            kill_after(pid, draw.uniform(1, 7))
+        code = driver.end()
+        now = lines_of(root)
+        for path, lines in kept.items():
+            assert now[path][: len(lines)] == lines, path
+        kept = now
+        assert code in (0, -signal.SIGKILL)
+        kills += code != 0
+    driver.close()
+    assert kills >= 3, "the run was over before it could be killed"
+    for path, lines in kept.items():
+        ids = [json.loads(line)["id"] for line in lines]
+        assert len(ids) == len(set(ids)), path
+    assert [json.loads(line)["round"] for line in (root / "figures.jsonl").read_bytes().splitlines()] == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    stages = json.loads((root / "manifest.json").read_bytes())["stages"]
+    for number in (1, 2, 3):
+        assert (
+            stages[f"{number:02d}/judge"]["summary"]["judgments"]
+            == stages[f"{number:02d}/sample"]["summary"]["completions"]
+        )
+
+
+def lines_of(root: Path) -> dict[str, list[bytes]]:
+    """The whole lines of all records by file: prompts, completions and judgments only grow."""
+    return {
+        str(path): [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        for name in ("prompts.jsonl", "completions.jsonl", "judgments.jsonl")
+        for path in root.rglob(name)
+    }
