@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,7 +79,26 @@ def generate(
     bad: BadRows | None = None,
     places: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Samples what the run does not hold yet and returns a summary.
+    """Samples what the run does not hold yet and returns a summary; arguments and errors as `stream`."""
+    sampling = stream(run, engine, config, ids=ids, bad=bad, places=places)
+    while True:
+        try:
+            next(sampling)
+        except StopIteration as done:
+            summary: dict[str, Any] = done.value
+            return summary
+
+
+def stream(
+    run: RunDir,
+    engine: Engine,
+    config: GenerateConfig,
+    *,
+    ids: Iterable[str] | None = None,
+    bad: BadRows | None = None,
+    places: Mapping[str, str] | None = None,
+) -> Generator[Completion, None, dict[str, Any]]:
+    """Samples what the run does not hold yet, yields each completion once it is recorded, returns a summary.
 
     Args:
         run: open for writing, with prompts taken in.
@@ -135,6 +154,7 @@ def generate(
             counts["sampled"] += 1
             counts["tokens"] += len(reply.token_ids or ())
             counts["cut off"] += reply.finish_reason == "length"
+            yield completion
     summary = _summary(counts, total, time.monotonic() - started, engine, config)
     run.finish_stage("generate", summary)
     if counts["failed"] and not counts["sampled"] + counts["reused"]:

@@ -95,7 +95,8 @@ class Rounds:
                 plan, "sample", self._sampling(),
                 {"policy": previous.weights, "prompts": self._pool_hash} | self._earlier(plan, lines),
                 lambda: stages.sample(run, self.engines.policy(self.model(previous)),
-                                      self._seeded(plan.number), prompts, self._joining(plan, prompts)),
+                                      self._seeded(plan.number), prompts, self._joining(plan, prompts),
+                                      self._taker(run)),
             )  # fmt: skip
             # 2. the judge's word on each
             judged = self._do(
@@ -150,16 +151,31 @@ class Rounds:
 
     # stages
     def _label(self, run: RunDir) -> Made:
-        spent = [e["summary"] for name, e in self.ledger.entries().items() if name.endswith("/judge")]
-        budget = self.config.budget
-        limits = Limits(
-            calls=None if budget.judge_calls is None else budget.judge_calls - sum(s["calls"] for s in spent),
-            tokens=None
-            if budget.judge_tokens is None
-            else budget.judge_tokens - sum(s["tokens"] for s in spent),
-        )
+        """The labelling judge's word on a round's completions."""
         judging = self.engines.judging("judge", self.config.judge)
-        return stages.label(run, judging, self.config.gold, self.root / "gold", limits)
+        return stages.label(run, judging, self.config.gold, self.root / "gold", self._limits())
+
+    def _taker(self, run: RunDir) -> stages.Taker | None:
+        """Who takes completions while they are sampled, if that is wanted."""
+        if not self.config.overlap:
+            return None
+        judging = self.engines.judging("judge", self.config.judge, beside=True)
+        if self.config.gold is not None:
+            self.config.gold.check(run, judging, journal=self.root / "gold")
+        return stages.while_sampling(run, judging, self._limits())
+
+    def _limits(self) -> Limits:
+        """What is left of the judge's budget."""
+        budget, spent = self.config.budget, {"calls": 0, "tokens": 0}
+        for name, entry in self.ledger.entries().items():
+            prefix = "" if name.endswith("/judge") else "judge_"  # the latter: what was asked while sampling
+            for key in spent:
+                spent[key] += entry["summary"].get(prefix + key, 0)
+        calls, tokens = spent["calls"], spent["tokens"]
+        return Limits(
+            calls=None if budget.judge_calls is None else max(0, budget.judge_calls - calls),
+            tokens=None if budget.judge_tokens is None else max(0, budget.judge_tokens - tokens),
+        )
 
     def _train(
         self, plan: Plan, lines: Sequence[Line], run: RunDir, prompts: Sequence[Prompt], paired: Made

@@ -56,6 +56,8 @@ def config_of(table: dict[str, Any], where: str) -> RoundsConfig:
     joining = {key: sample.take(key, bool, False) for key in ("reference_answer", "earlier_best", "overlap")}
     sampling = _sampling(sample, seed, policy.logprobs_mode)
     judge, pairs = top.table("judge"), top.table("pairs")
+    if joining["overlap"]:
+        _check_overlap(judge)
     gold = _gold(judge)
     replay = pairs.take("replay", float, 0.0, least=0, most=0.95)
     found = RoundsConfig(
@@ -125,6 +127,16 @@ def _sampling(table: Table, seed: int, mode: str) -> GenerateConfig:
     options = options_of(generate, table.rest(), table.where, given)
     with at(table.where):
         return generate_config(options | {"logprobs_mode": mode, "seed": seed})
+
+
+def _check_overlap(judge: Table) -> None:
+    """Raises InputError for a judge that must see all completions before it can ask."""
+    from judge.methods import SEVERAL
+
+    method, plan = judge.peek("method", "gptscore"), judge.peek("pairs", "all")
+    if method in SEVERAL or plan in ("tournament", "best-worst"):
+        what = f"{plan if method not in SEVERAL else method} needs all completions of a prompt at once"
+        raise InputError(what, where="[sample], overlap")
 
 
 def _gold(table: Table) -> GoldGate | None:

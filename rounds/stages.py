@@ -3,8 +3,8 @@ what it came to."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +19,21 @@ from gavel.rows import BadRows
 from gavel.rundir import JsonlWriter, RunDir
 from gavel.scores import Scores, aspects_of, choose_pass, eligible
 from gavel.weights import weights_version
-from generate.stage import GenerateConfig, generate, take_in
+from generate.stage import GenerateConfig, generate, stream, take_in
 from judge.collect import Limits
 from judge.gate import Gate
 from judge.judging import Judging, default_pass
 from judge.pairs import PairConfig, make_pairs
+from judge.stage import NothingUsable
 from rounds.ledger import Made, content_of
 from train.config import DpoConfig, PpoConfig, RewardConfig
 
 if TYPE_CHECKING:
     from train.data import PairRow
+
+
+#: Takes completions while they are sampled, prompt by prompt, and says what was asked; see `while_sampling`.
+Taker = Callable[[Iterator[tuple[Prompt, list[Completion]]]], dict[str, int]]
 
 
 def sample(
@@ -37,9 +42,13 @@ def sample(
     config: GenerateConfig,
     prompts: Sequence[Prompt],
     extra: Iterable[Completion],
+    taker: Taker | None = None,
 ) -> Made:
     """Completions of a round's prompts, and beside them others that join the candidates."""
     ids = take_in(run, lambda bad: iter(prompts), BadRows(0))
+    asked: dict[str, int] = {}
+    if taker is not None:
+        asked = taker(_whole(stream(run, policy, config, ids=ids), prompts, config.n))
     summary = generate(run, policy, config, ids=ids)
     known, joined = run.ids(run.completions_path), 0
     with JsonlWriter(run.completions_path) as writer:
@@ -51,7 +60,35 @@ def sample(
     kept = {
         k: summary[k] for k in ("prompts", "completions", "prompts_skipped", "failed", "cut_off", "tokens")
     }
-    return Made(content_of(run.completions_path), kept | {"joined": joined})
+    return Made(content_of(run.completions_path), kept | {"joined": joined} | asked)
+
+
+def _whole(
+    completions: Iterator[Completion], prompts: Sequence[Prompt], n: int
+) -> Iterator[tuple[Prompt, list[Completion]]]:
+    """Each prompt as soon as all of its completions are there; one that was begun before a stop is left
+    out."""
+    asked, found = {prompt.id: prompt for prompt in prompts}, defaultdict[str, list[Completion]](list)
+    for completion in completions:
+        mine = found[completion.prompt_id]
+        mine.append(completion)
+        if len(mine) == n:
+            yield asked[completion.prompt_id], sorted(found.pop(completion.prompt_id), key=lambda c: c.index)
+
+
+def while_sampling(run: RunDir, judging: Judging, limits: Limits) -> Taker:
+    """Judges what is already sampled while the rest is. What it leaves out the judging stage asks."""
+
+    def take(groups: Iterator[tuple[Prompt, list[Completion]]]) -> dict[str, int]:
+        try:
+            summary = judging.judge(run, groups=lambda: groups, limits=limits)
+        except NothingUsable as error:  # the judging stage will say so
+            summary = error.summary
+        for _ in groups:  # where a limit came first
+            pass
+        return {"judge_calls": summary["calls"], "judge_tokens": summary["tokens"]}
+
+    return take
 
 
 def reference_answers(prompts: Iterable[Prompt], index: int) -> Iterator[Completion]:

@@ -64,6 +64,10 @@ class Table:
         del self._left[key]
         return True
 
+    def peek(self, key: str, default: Any) -> Any:
+        """The value of a key, which stays."""
+        return self._left.get(key, default)
+
     def has(self, key: str) -> bool:
         return key in self._left
 

@@ -175,6 +175,26 @@ def test_candidates_may_be_joined_by_references_and_an_earlier_best(
     assert {c["id"] for c in found if c["index"] == 8} <= first
 
 
+def test_judging_while_sampling_changes_no_result(
+    finished: Path, tiny: Tiny, tmp_path: Path, gavel: Gavel
+) -> None:
+    table = small_table(tiny, finished.parent, rounds=2)
+    table["sample"] |= {"overlap": True}
+    run = tmp_path / "run"
+    done = gavel("rounds", "start", write(table, tmp_path), "--out", run)
+    assert done.code == 0, done.err
+    for name in ("rounds/01/completions.jsonl", "rounds/02/pairs/gptscore-other-best-worst/pairs.jsonl"):
+        assert (run / name).read_bytes() == (finished / name).read_bytes()
+    judged = "rounds/01/judgments/gptscore-other/judgments.jsonl"
+    mine, theirs = rows_of(run / judged), rows_of(finished / judged)
+    assert sorted(r["id"] for r in mine) == sorted(r["id"] for r in theirs)
+    assert json.loads((run / "manifest.json").read_bytes())["stages"]["01/judge"]["summary"]["calls"] == 0
+    table["judge"] |= {"method": "pairwise", "pairs": "tournament"}
+    del table["judge"]["form"]
+    refused = gavel("rounds", "start", write(table, tmp_path), "--out", tmp_path / "other")
+    assert refused.code == 2 and "overlap" in refused.err
+
+
 def test_a_spent_budget_stops_and_a_larger_one_goes_on(tiny: Tiny, tmp_path: Path, gavel: Gavel) -> None:
     table = small_table(tiny, tmp_path, rounds=2)
     table["budget"] = {"judge_calls": 40}
