@@ -37,6 +37,12 @@ class Letters:
     def text_ids(self, text: str) -> list[int]:
         return [ord(c) for c in text]
 
+    def begins_thinking(self, text: str) -> bool:
+        return False
+
+    def answer_ids(self, text: str, *, opened: bool = False) -> list[int]:
+        return self.text_ids(text)
+
     def span_ids(self, context: str, target: str) -> tuple[list[int], int]:
         return self.text_ids(context + target), len(context)
 

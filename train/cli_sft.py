@@ -84,5 +84,5 @@ def _rows(config: SftConfig, options: dict[str, Any]) -> tuple[Any, dict[str, An
     if kind is not Kind.TEXT:
         require(tokenizer)
     encoder = encoder_of(config, tokenizer)
-    rows = sft_data.read_rows(shown, kind, tokenizer, encoder, bad)
+    rows = sft_data.read_rows(shown, kind, encoder, bad)
     return rows, {"kind": str(kind)} | account(encoder, bad, "rows")
