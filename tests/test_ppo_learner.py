@@ -303,6 +303,7 @@ class OneToken:
     rewards: Sequence[float]
     n: int
     identity: str = "one token"
+    name: str = "one token"
 
     def __post_init__(self) -> None:
         self.load_weights(Path(self.folder))

@@ -418,8 +418,14 @@ def test_bad_input_ends_with_a_reason(
     assert "Traceback" not in ran.err and not (tmp_path / "out").exists()
 
 
-def test_a_base_model_needs_a_template(gavel: Command, tiny: Tiny, tmp_path: Path) -> None:
+def test_a_base_model_needs_a_template(
+    gavel: Command, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import shutil
+
+    import train.sft
+
+    monkeypatch.setattr(train.sft, "prepare", None)  # the command has the tokenizer ready
 
     base = tmp_path / "base"
     shutil.copytree(tiny.lm, base)
