@@ -18,14 +18,13 @@ from gavel.records import Message
 from gavel.rows import BadRows
 from gavel.rundir import RunDir
 from gavel.sources import read_preferences
-from gavel.untrusted import defused
+from gavel.special_tokens import FAMILIES, OTHER, defused, special_tokens
 from judge.audit import AuditConfig, audit
 from judge.audit_limits import LIMITS
 from judge.audit_tally import Places
 from judge.near_duplicates import Sketches, groups_of, near_pairs, normalised, similarity
 from judge.overlap import Overlap
 from judge.pairs import PairConfig, make_pairs
-from judge.special_tokens import FAMILIES, OTHER, special_tokens
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the shared test data is not at {DATA}")
