@@ -7,8 +7,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
@@ -406,38 +405,31 @@ def test_stopping_and_resuming_reaches_the_same_weights(model: str, tmp_path: Pa
     ]
 
 
-_CHILD = """
-import sys; sys.path.insert(0, {root!r}); sys.path.insert(0, {root!r} + "/tests")
-from test_train_dpo import planted, settings
-from train.dpo import train_dpo
-import torch; torch.set_num_threads(1)
-if __name__ == "__main__":
-    train_dpo(settings({model!r}, epochs=12, save_steps=5), planted(24), {out!r})
-"""
+def train_long(model: str, out: Path) -> None:
+    from train.dpo import train_dpo
+
+    train_dpo(settings(model, epochs=12, save_steps=5), planted(24), out)
 
 
 def test_sigkill_then_the_same_command(model: str, tmp_path: Path) -> None:
     """In processes of their own, of one thread each: what other tests leave in this one (engines, threads)
     changes the last bits."""
-    root, out = str(Path(__file__).parents[1]), tmp_path / "killed"
-
-    def start(where: Path) -> subprocess.Popen[bytes]:
-        code = _CHILD.format(root=root, model=model, out=str(where))
-        return subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
-
-    child = start(out)
+    out = tmp_path / "killed"
+    child = warm.start(train_long, model, out)
     deadline = time.monotonic() + 90
     while not list(out.glob("checkpoints/checkpoint-*/whole")):
-        assert child.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+        assert child.is_alive() and time.monotonic() < deadline
+        time.sleep(0.002)
     child.kill()
-    child.wait()
+    child.join()
     assert not (out / "config.json").exists()
     torn = out / "checkpoints" / "checkpoint-35"
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(b"half")
-    runs = [start(out), start(tmp_path / "straight")]
-    assert [run.wait(timeout=300) for run in runs] == [0, 0]
+    runs = [warm.start(train_long, model, where) for where in (out, tmp_path / "straight")]
+    for run in runs:
+        run.join(300)
+    assert [run.exitcode for run in runs] == [0, 0]
     assert same_weights(out, tmp_path / "straight")
     assert [s["step"] for s in steps_of(out)] == list(range(1, 37))
 
