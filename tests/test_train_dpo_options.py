@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_train_dpo import (
+from training_tools import (
     logps,
     planted,
     same_weights,
@@ -205,7 +205,7 @@ def test_another_reference_is_what_the_policy_is_compared_with(
 def test_samples_of_the_reference_serve_and_another_reference_is_another_plan(
     model: str, tmp_path: Path
 ) -> None:
-    from test_train_dpo import with_reference
+    from training_tools import with_reference
 
     from train.dpo import train_dpo
     from train.models import encoder_of

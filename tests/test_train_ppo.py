@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import Engines, Ran, Tiny
-from test_train_dpo import same_weights, steps_of
+from training_tools import same_weights, steps_of
 
 from gavel.errors import CheckFailed, InputError
 from gavel.records import Message, Prompt

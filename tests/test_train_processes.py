@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import Ran, Tiny
-from test_train_dpo import same_weights, steps_of
+from training_tools import same_weights, steps_of
 from warm import gavel_on
 
 from gavel.errors import InputError

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Engines, Tiny
-from test_train_dpo import (
+from training_tools import (
     EOS,
     assert_one_trajectory,
     interrupted_after,
