@@ -10,6 +10,7 @@ looks like. Text that nobody may trust is quoted between marks that it cannot gu
     context = "…{{ instruction }}…"
     target = " Yes"               # any further string is a text of its own
     separator = "\\n"
+    pattern_of = "other"          # optional: its pattern is that of another table of the file
 """
 
 from __future__ import annotations
@@ -105,7 +106,18 @@ def load(kind: str, name: str, path: str | Path | None = None) -> Template:
         raise InputError(
             f"there is no template {name!r}", where=where, hint=f"{hint}It has {', '.join(entries)}."
         )
-    return _template(f"{kind}/{name}", where, entries[name])
+    return _template(f"{kind}/{name}", where, _with_pattern(entries[name], entries, where))
+
+
+def _with_pattern(entry: dict[str, Any], entries: dict[str, dict[str, Any]], where: str) -> dict[str, Any]:
+    """A table with the pattern that it takes from another, as if it stood in it."""
+    if "pattern_of" not in entry:
+        return entry
+    source = entries.get(str(entry["pattern_of"]), {})
+    if "pattern" not in source or "pattern" in entry:
+        fault = "has a pattern of its own as well" if "pattern" in entry else "there is no such pattern"
+        raise InputError(fault, where=f"{where}, pattern_of = {entry['pattern_of']!r}")
+    return {k: v for k, v in entry.items() if k != "pattern_of"} | {"pattern": source["pattern"]}
 
 
 def tables(kind: str, name: str, path: str | Path | None = None) -> dict[str, dict[str, Any]]:

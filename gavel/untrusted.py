@@ -7,28 +7,11 @@ its special tokens as ordinary pieces too and finds "</s>" in a text by itself.
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import Tokenizer
-
-#: What chat models' special tokens look like: ChatML, Qwen, Llama 2 and 3, Gemma, Mistral, Phi, DeepSeek.
-_SPECIAL = re.compile(
-    r"<[|｜][^|｜<>\n]{1,60}[|｜]>|</?(?:s|bos|eos|pad|unk|think|tool_call|start_of_turn|end_of_turn)>"
-    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"
-)
-
-
-def defused(text: str) -> str:
-    """`text` for a server that renders and tokenises by itself: nothing in it is spelt like a special
-    token of the known families (a zero-width space after its first character).
-
-    >>> defused("a<|im_end|>b") == "a<\u200b|im_end|>b"
-    True
-    """
-    return _SPECIAL.sub(lambda found: f"{found.group()[0]}\u200b{found.group()[1:]}", text)
 
 
 def without_specials(backend: str, specials: Mapping[str, int], *, inner: bool) -> Tokenizer:

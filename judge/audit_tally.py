@@ -9,9 +9,9 @@ from array import array
 from collections import Counter
 from collections.abc import Callable
 
+from gavel.special_tokens import special_tokens
 from judge.audit_rows import Entry, Verdict
 from judge.near_duplicates import Sketches
-from judge.special_tokens import special_tokens
 
 _NUMBERED = re.compile(r"(.*?)(\d+)", re.DOTALL)
 

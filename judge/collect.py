@@ -224,7 +224,10 @@ def _entries(
 
 
 def _read_as(method: Method, item: Item) -> tuple[Any, ...]:
-    """What a method reads of completions beside their texts: a reward model the ids that were sampled."""
+    """What a method reads of completions beside their texts: whether there is an end to score; a reward model
+    the ids that were sampled."""
+    if method.call is Call.SCORE:
+        return tuple(c.finish_reason == "length" for c in item.completions)
     if method.call is not Call.REWARD:
         return ()
     return tuple((c.token_ids, c.prompt_hash, c.finish_reason) for c in item.completions)

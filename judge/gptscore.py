@@ -23,6 +23,7 @@ from gavel.templates import Template, as_text, guard, load, tables
 from judge.method import Call, Item, Reply, Request, Verdict
 
 FORMS = ("direct", "generate", "rewrite", "question")
+_OF_CANDIDATE = ("direct", "generate", "rewrite")  # the templates whose target is the candidate
 MEASURES = ("mean", "sum", "per_byte")
 DIRECTIONS = ("candidate", "reference", "mean", "harmonic")
 
@@ -38,7 +39,7 @@ class GptScore:
     direction: of "rewrite": candidate given reference, reference given candidate, their mean, or the
         harmonic form ab/(a+b). Of several references the best counts.
     count_eos: whether the end-of-sequence token belongs to the target (the paper: no). It tells
-        a finished answer from its own beginning.
+        a finished answer from its own beginning; one that is known to be cut off has no end to count.
     plain: one text without a chat template, for base models; None: where the model has no template.
     demonstrations: worked examples for the template, see prompts/gptscore/forms.toml.
     """
@@ -94,7 +95,9 @@ class GptScore:
 
     @property
     def fingerprint(self) -> str:
-        settings = f"measure={self.measure} eos={self.count_eos} plain={self.plain}"
+        # "True" was of every candidate, whether it was finished or not
+        eos = "finished" if self.count_eos else "False"
+        settings = f"measure={self.measure} eos={eos} plain={self.plain}"
         if self.form == "rewrite":
             settings += f" direction={self.direction}"
         return f"{self.form} {settings}"
@@ -185,7 +188,7 @@ class GptScore:
             ids = tokenizer.chat_ids(template.render(**variables))
             start = len(ids)
             ids = ids + tokenizer.text_ids(target)
-        if self.count_eos:
+        if self.count_eos and not (name in _OF_CANDIDATE and item.completions[0].finish_reason == "length"):
             ids = [*ids, tokenizer.eos_id]
         if not 1 <= start < len(ids):
             raise RowError("the text has no tokens that can be scored")

@@ -174,7 +174,7 @@ def method_options(default: str = "gptscore") -> Callable[[F], F]:
         click.option(
             "--count-eos/--no-count-eos",
             default=None,
-            help="gptscore: score the end-of-sequence token too.  [default: no]",
+            help="gptscore: score the end of finished answers too.  [default: no]",
         ),
         click.option(
             "--plain/--chat",

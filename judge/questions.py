@@ -20,9 +20,9 @@ from typing import Any
 from gavel.errors import InputError, RowError
 from gavel.protocols import Capability, Sampled, SampleRequest, Tokenizer
 from gavel.records import Message, Prompt, Sampling, content_of
+from gavel.special_tokens import defused
 from gavel.templates import Template, as_text, guard, load
 from gavel.thinking import DEFAULT, split_thinking
-from gavel.untrusted import defused
 from judge.method import Item, Reply
 
 TOP_LOGPROBS = 20  # what OpenAI's and vLLM's servers give at the most

@@ -17,6 +17,7 @@ from typing import Any
 from gavel.errors import InputError, RowError
 from gavel.rows import BadRows, Row
 from gavel.sources import read_rows
+from gavel.templates import tables
 from judge.duels import Outcome
 from judge.labelled import Labelled
 from judge.replies import Reading, last_named, read_json, read_label, read_rating
@@ -34,12 +35,13 @@ class Style:
     pattern: str | None
 
 
+_FORMS = tables("pairwise", "forms")
 _SENTENCE = Style("output", ("a", "b"), r"Output \((?P<label>a|b)\) is better")
 #: tried in this order; the first that finds anything in a reply reads it
 STYLES = (
     _SENTENCE,
-    Style("brackets", ("A", "B", "C"), r"\[\[\s*(?P<label>[^\[\]\n]{1,12}?)\s*\]\]"),
-    Style("result", ("A", "B"), r"\[RESULT\]\W{0,4}(?P<label>\w+)"),
+    Style("brackets", ("A", "B", "C"), _FORMS["mt-bench"]["pattern"]),
+    Style("result", ("A", "B"), _FORMS["prometheus"]["pattern"]),
     Style(
         "verdict",
         ("A", "B", "C"),

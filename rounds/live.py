@@ -109,6 +109,10 @@ class LiveScorer:
             )  # fmt: skip
 
     @property
+    def name(self) -> str:
+        return f"{self.judging.name} by {' + '.join(self.judging.models)}"
+
+    @property
     def identity(self) -> str:
         return self.judging.identity()
 

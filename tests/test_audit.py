@@ -1,74 +1,29 @@
-"""`gavel audit`: every planted fault is found and counted exactly, and a clean file passes."""
+"""What `gavel audit` finds: every planted fault is counted exactly, and a clean file passes."""
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from audit_tools import ab, clean, found, places, prose, writer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from judged_runs import build, plain
 
-from gavel.cli import root
-from gavel.command import exit_codes
-from gavel.errors import GavelError, InputError, RunDirError
+from gavel.errors import InputError, RunDirError
 from gavel.records import Message
 from gavel.rows import BadRows
 from gavel.rundir import RunDir
 from gavel.sources import read_preferences
-from gavel.untrusted import defused
 from judge.audit import AuditConfig, audit
-from judge.audit_limits import LIMITS
 from judge.audit_tally import Places
-from judge.near_duplicates import Sketches, groups_of, near_pairs, normalised, similarity
 from judge.overlap import Overlap
 from judge.pairs import PairConfig, make_pairs
-from judge.special_tokens import FAMILIES, OTHER, special_tokens
-
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the shared test data is not at {DATA}")
-
-
-def prose(seed: object, words: int = 30) -> str:
-    """Made-up words drawn by a seed: texts of two seeds share next to nothing."""
-    draw = random.Random(str(seed))
-    return " ".join("".join(draw.choices("abdefgiklmnoprstuz", k=draw.randint(3, 9))) for _ in range(words))
-
-
-def clean(i: int) -> dict[str, Any]:
-    """A row with no fault; of an odd row the longer text is chosen."""
-    return {"prompt": prose(("p", i), 15), "chosen": prose(("c", i), 40)[: 150 + 10 * (i % 2)],
-            "rejected": prose(("r", i), 40)[:155]}  # fmt: skip
-
-
-def ab(i: int, label: Any) -> dict[str, Any]:
-    row = clean(i)
-    return {
-        "prompt": row["prompt"],
-        "response_a": row["chosen"],
-        "response_b": row["rejected"],
-        "label": label,
-    }
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Any:
-    def made(*rows: Any, name: str = "pairs.jsonl") -> str:
-        path = tmp_path / name
-        path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
-        return str(path)
-
-    return made
-
-
-def found(report: dict[str, Any], *names: str) -> dict[str, int | None]:
-    return {name: report["findings"][name]["count"] for name in names or report["findings"]}
-
-
-def places(report: dict[str, Any], name: str) -> list[list[str]]:
-    return [[place.rpartition(":")[2] for place in group] for group in report["findings"][name]["places"]]
+    return writer(tmp_path)
 
 
 # what is wrong
@@ -405,113 +360,6 @@ def test_an_evaluation_file_must_hold_prompts(write: Any) -> None:
         audit(write(clean(0)), AuditConfig(), evals=[write({"x": "y"}, name="test.jsonl")])
 
 
-# near-duplicates
-
-
-def jaccard(a: str, b: str) -> float:
-    sets = [{text[i : i + 5] for i in range(max(1, len(text) - 4))} for text in map(normalised, (a, b))]
-    return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
-
-
-def edited(text: str, share: float, seed: int) -> str:
-    """With a share of the words replaced."""
-    draw = random.Random(seed)
-    words = text.split()
-    for place in draw.sample(range(len(words)), round(share * len(words))):
-        words[place] = "x" + words[place][::-1]
-    return " ".join(words)
-
-
-def test_the_estimate_is_that_of_the_sets() -> None:
-    """Unbiased, and as exact as 130 hashes promise: the error in its own standard errors has sd 1."""
-    sketches, exact = Sketches(), []
-    for i in range(300):
-        a = prose(i, 60)
-        b = edited(a, i / 600, i)
-        sketches.add(a)
-        sketches.add(b)
-        exact.append(jaccard(a, b))
-    true = np.array(exact)
-    error = similarity(sketches.table(), np.arange(600).reshape(-1, 2)) - true
-    inner = (true > 0.05) & (true < 0.98)
-    assert inner.sum() > 200
-    assert abs(error[inner].mean()) < 0.008
-    assert 0.85 < (error[inner] / np.sqrt(true * (1 - true) / 130)[inner]).std() < 1.15
-    assert error[true == 1] == pytest.approx(0)
-
-
-def test_planted_edits_are_found_and_nothing_else() -> None:
-    sketches, texts = Sketches(), []
-    for i in range(400):
-        texts += [prose(i, 80), edited(prose(i, 80), (0.025, 0.3)[i % 2], i)]
-    for text in texts:
-        sketches.add(text)
-    near = {i for i in range(400) if jaccard(*texts[2 * i : 2 * i + 2]) > 0.85}
-    far = {i for i in range(400) if jaccard(*texts[2 * i : 2 * i + 2]) < 0.7}
-    assert len(near) == len(far) == 200
-    pairs = near_pairs(sketches.table(), 0.8)
-    assert all(a // 2 == b // 2 for a, b in pairs)
-    hits = {int(a) // 2 for a, _ in pairs}
-    assert len(hits & near) >= 0.97 * len(near)
-    assert not hits & far
-
-
-def test_case_width_and_spaces_are_no_difference() -> None:
-    sketches = Sketches()
-    for text in (
-        "The  QUICK brown fox.",
-        "the quick brown\nfox.",
-        "ｔｈｅ quick brown fox.",
-        "the slow red fox!",
-        "",
-        " ",
-    ):
-        sketches.add(text)
-    groups = groups_of(sketches.table(), 0.9)
-    assert groups[0] == groups[1] == groups[2] != groups[3]
-    assert groups[4] == groups[5] not in (groups[0], groups[3])
-
-
-def test_a_template_used_a_thousand_times_is_one_group() -> None:
-    sketches = Sketches()
-    for i in range(1000):
-        sketches.add(f"{prose('template', 60)} {i}")
-    sketches.add(prose("apart", 60))
-    groups = groups_of(sketches.table(), 0.8)
-    assert (groups[:1000] == groups[0]).all()
-    assert groups[1000] != groups[0]
-    assert len(near_pairs(sketches.table(), 0.8)) < 1000 * 5 * 26
-
-
-def test_a_long_text_that_two_rows_share_makes_no_near_duplicates(write: Any) -> None:
-    long = prose("long", 300)
-    rows = [{"prompt": long, "chosen": long, "rejected": prose(i, 10)} for i in range(3)]
-    assert found(audit(write(*rows), AuditConfig()), "near_duplicates", "duplicates") == {
-        "near_duplicates": 0, "duplicates": 0
-    }  # fmt: skip
-
-
-# special tokens
-
-
-def test_every_named_token_is_found_and_is_one_that_gavel_defuses() -> None:
-    for family, tokens in FAMILIES.items():
-        for token in tokens:
-            assert special_tokens(f"a {token}{token} b") == {(family, token): 2}, token
-            assert token not in defused(token), token
-
-
-@pytest.mark.parametrize(
-    "text", ["", "a < b | c > d", "[INST", "x <b>bold</b> |> y", "<| not one |>", "a[0] <= b[1]"]
-)
-def test_plain_text_holds_no_special_tokens(text: str) -> None:
-    assert not special_tokens(text)
-
-
-def test_tokens_of_unknown_families_are_found_by_their_shape() -> None:
-    assert special_tokens("<|new_token|> <｜新｜>") == {(OTHER, "<|new_token|>"): 1, (OTHER, "<｜新｜>"): 1}
-
-
 # places and settings
 
 
@@ -533,124 +381,3 @@ def test_places_come_back_as_they_were(names: list[str]) -> None:
 def test_settings_out_of_range_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         AuditConfig(**given)
-
-
-# the command
-
-
-def run(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    code = 0
-    try:
-        with exit_codes():
-            root.main(["audit", *args], prog_name="gavel", standalone_mode=False)
-    except SystemExit as stopped:
-        code = int(stopped.code or 0)
-    told = capsys.readouterr()
-    return code, told.out, told.err
-
-
-def test_the_command_exits_1_and_names_what_was_crossed(
-    write: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fine = write(*(clean(i) for i in range(30)), name="fine.jsonl")
-    code, out, err = run([fine], capsys)
-    assert (code, err) == (0, "")
-    assert "near-duplicates: MinHash" in out
-    rows = [clean(i) for i in range(30)]
-    poor = write(*rows, rows[0], rows[1], {**rows[2], "rejected": ""}, "{", name="poor.jsonl")
-    code, out, err = run([poor, "--eval", fine, "--max-empty", "0.5"], capsys)
-    assert code == 1
-    assert "CROSSED" in out
-    assert (
-        "3 limits crossed: unusable 2.9% (limit 1.0%, --max-bad-rows); duplicates 6.1% (limit 1.0%, " in err
-    )
-    assert "eval overlap 100.0% (limit 0.0%, --max-eval-overlap)" in err
-    assert "empty" not in err
-    code, out, err = run([poor, "--json", "--max-bad-rows", "1", "--max-duplicates", "1"], capsys)
-    assert (code, json.loads(out)["crossed"]) == (1, ["empty"])
-    limits = json.loads(out)["findings"]
-    assert limits["duplicates"]["limit"] == 1
-    assert {limit.name: limit.most for limit in LIMITS if limit.name != "duplicates"} == {
-        name: finding["limit"] for name, finding in limits.items() if name not in ("duplicates", "unusable")
-    }
-
-
-def test_a_person_sees_every_part(write: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{**ab(i, "a"), "chosen_score": 1.5, "rejected_score": 2.5} for i in range(12)]
-    rows[3]["response_b"] += "<|eot_id|>"
-    code, out, _ = run([write(*rows), "--eval", write(rows[0], name="e.jsonl"), "--list", "2"], capsys)
-    assert code == 1
-    for part in ("scores against label", "(10 more)", "Llama 3: <|eot_id|> 1 1", "30%-70%", "median",
-                 "of 1 prompts SRC holds 1 (1 rows)", "pairs.jsonl:4"):  # fmt: skip
-        assert part in out, part
-
-
-@pytest.mark.parametrize("args", [["none.jsonl"], ["--near", "0.2", "x"], ["--max-ties", "2", "x"], []])
-def test_a_mistake_is_exit_2(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(args, capsys)
-    assert (code, out) == (2, "")
-    assert err
-
-
-# real data
-
-
-@needs_data
-def test_the_hh_pairs(tmp_path: Path) -> None:
-    report = audit(str(DATA / "hh" / "harmless-test-sample.jsonl.gz"), AuditConfig())
-    longer = report["findings"]["longer_wins"]
-    assert (longer["count"], longer["total"], longer["equal"]) == (223, 500, 2)  # the 44.6 % of its README
-    assert found(report) == dict.fromkeys(report["findings"], 0) | {
-        "near_identical": 1, "near_duplicate_prompts": 5, "longer_wins": 223,
-        "scores_against_label": None, "eval_overlap": None, "first_column": None,
-    }  # fmt: skip
-    assert report["crossed"] == []
-
-
-@needs_data
-@pytest.mark.parametrize(
-    ("subset", "longer", "first", "n"),
-    [("natural", 56, 42, 100), ("gptinst", 12, 45, 92), ("gptout", 21, 22, 47)],
-)
-def test_llmbar(subset: str, longer: int, first: int, n: int) -> None:
-    """Its README's counts of gold labels, and the known "longer wins": 56.0, 13.0 and 44.7 %."""
-    report = audit(str(DATA / "llmbar" / f"{subset}.jsonl.gz"), AuditConfig())
-    assert found(report, "longer_wins", "first_column") == {"longer_wins": longer, "first_column": first}
-    assert report["labelled"] == n
-    assert ("longer_wins" in report["crossed"]) is (subset == "gptinst")
-
-
-@needs_data
-def test_alpaca_eval(write: Any) -> None:
-    import gzip
-
-    folder = DATA / "alpaca_eval"
-    with gzip.open(folder / "prompts.jsonl.gz") as file:
-        prompts = {row["index"]: row for row in map(json.loads, file)}
-    with gzip.open(folder / "preferences.jsonl.gz") as file:
-        judged = [row for row in map(json.loads, file) if row["model"] == "gemma-7b-it"]
-    rows = [{"instruction": prompts[r["index"]]["instruction"], "preference": r["preference"],
-             "output_1": prompts[r["index"]]["outputs"]["gpt4_1106_preview"],
-             "output_2": prompts[r["index"]]["outputs"]["gemma-7b-it"]} for r in judged]  # fmt: skip
-    report = audit(write(*rows), AuditConfig())
-    ties = sum(r["preference"] == 1.5 for r in judged)
-    assert found(report, "unusable", "ties", "first_column") == {
-        "unusable": 0, "ties": ties, "first_column": sum(r["preference"] < 1.5 for r in judged)
-    }  # fmt: skip
-    assert report["scores"]["p_chosen"]["mean"] == pytest.approx(
-        np.mean(
-            [
-                max(r["preference"] - 1, 2 - r["preference"])
-                for r in judged
-                if r["preference"] not in (1, 1.5, 2)
-            ]
-        )
-    )
-    assert "first_column" in report["crossed"]
-    assert isinstance(report["findings"]["longer_wins"]["interval"], list)
-
-
-def test_errors_are_for_people(write: Any) -> None:
-    with pytest.raises(GavelError) as told:
-        audit(write({"foo": 1}), AuditConfig())
-    assert "--map" in str(told.value)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,10 +78,17 @@ def test_shipped_policy_is_sampled_as_recorded() -> None:
     assert sampled.total == pytest.approx(RECORDED["policy"]["sampled"]["total"], abs=NOISE)
 
 
+@pytest.fixture(scope="module")
+def lifted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Two rounds of the demo, and their figures."""
+    root = tmp_path_factory.mktemp("demo") / "run"
+    return root, run_demo(str(root), Chosen(rounds=2, prompts=1024))
+
+
 @pytest.mark.engine
-def test_two_rounds_lift_the_policy(tmp_path: Path) -> None:
+def test_two_rounds_lift_the_policy(lifted: tuple[Path, dict[str, Any]]) -> None:
     """And running the same again does nothing again."""
-    result = run_demo(str(tmp_path / "run"), Chosen(rounds=2, prompts=1024))
+    root, result = lifted
     first, _, last = result["rounds"]
     assert [row["round"] for row in result["rounds"]] == [0, 1, 2]
     assert first["sampled_answers"] == HELD_OUT * SAMPLES >= 4000
@@ -89,17 +98,32 @@ def test_two_rounds_lift_the_policy(tmp_path: Path) -> None:
     assert result["seconds"]["total"] > sum(v for k, v in result["seconds"].items() if k != "total") - 1
     assert json.loads(json.dumps(result)) == result
 
-    before = _state(tmp_path / "run")
-    again = run_demo(str(tmp_path / "run"), Chosen(rounds=2, prompts=1024))
+    before = _state(root)
+    again = run_demo(str(root), Chosen(rounds=2, prompts=1024))
     assert again["rounds"] == result["rounds"]
-    assert _state(tmp_path / "run") == before
+    assert _state(root) == before
     with pytest.raises(InputError, match="other settings"):
-        run_demo(str(tmp_path / "run"), Chosen(rounds=2, prompts=1024, shuffle_labels=True))
+        run_demo(str(root), Chosen(rounds=2, prompts=1024, shuffle_labels=True))
 
 
 @pytest.mark.engine
-def test_shuffled_labels_teach_nothing(tmp_path: Path) -> None:
-    result = run_demo(str(tmp_path / "run"), Chosen(rounds=1, prompts=1024, shuffle_labels=True))
+def test_shuffled_labels_teach_nothing(lifted: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """From the samples and judgments of the round that does lift the policy: the labels alone are others."""
+    root = tmp_path / "run"
+    ours, theirs = root / "rounds" / "01", lifted[0] / "rounds" / "01"
+    with RunDir.open(root), RunDir.open(ours):
+        for name in ("00-sampled", "00-greedy"):
+            shutil.copytree(lifted[0] / "demo" / name, root / "demo" / name)
+        shutil.copytree(theirs / "judgments", ours / "judgments")
+        for name in ("prompts.jsonl", "completions.jsonl"):
+            shutil.copy(theirs / name, ours)
+    result = run_demo(str(root), Chosen(rounds=1, prompts=1024, shuffle_labels=True))
+    for file in (theirs / "completions.jsonl", *theirs.glob("judgments/*/judgments.jsonl")):
+        assert (ours / file.relative_to(theirs)).read_bytes() == file.read_bytes(), "nothing was asked again"
+    pairs = [
+        run.pairs_path(name).read_text() for run in (RunDir(ours), RunDir(theirs)) for name in run.pair_sets()
+    ]
+    assert len(pairs) == 2 and pairs[0] != pairs[1]
     first, last = result["rounds"]
     assert last["sampled_answers"] >= 4000
     assert last["exact_match_sampled"] <= first["exact_match_sampled"] + 4
@@ -109,7 +133,8 @@ def test_shuffled_labels_teach_nothing(tmp_path: Path) -> None:
 def _state(root: Path) -> dict[str, bytes]:
     """Every record and weight of a demo, by its path."""
     kinds = ("*.jsonl", "*.safetensors")
-    found = {f.relative_to(root).as_posix(): f.read_bytes() for kind in kinds for f in root.rglob(kind)}
+    found = {f.relative_to(root).as_posix(): f.read_bytes() for kind in kinds for f in root.rglob(kind)
+             if f.name != "events.jsonl"}  # fmt: skip
     run = RunDir(root / "rounds" / "01")
     completions = [c.id for c in read_records(run.completions_path, Completion)]
     judged = [j.id for j in read_records(run.judgments_path(run.judging_passes()[0]), Judgment)]

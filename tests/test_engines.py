@@ -45,13 +45,6 @@ def real(*names: str) -> list[Any]:
     return [pytest.param(name, marks=pytest.mark.engine) for name in names]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def early_server(request: pytest.FixtureRequest) -> None:
-    """Starts the server beside the first tests, where any test of this run will want it."""
-    if any("[server" in item.nodeid for item in request.session.items):
-        request.getfixturevalue("engines").start_server()
-
-
 @pytest.fixture(params=["fake", *real(*REAL)])
 def engine(request: pytest.FixtureRequest, engines: Engines) -> Engine:
     return engines[request.param]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from conftest import Engines, Ran, Tiny
 from hypothesis import HealthCheck, given, settings
@@ -214,6 +216,30 @@ def test_eos_counts_only_when_asked(tokenizer: HfTokenizer) -> None:
     assert counted.token_ids == [*without.token_ids, tokenizer.eos_id]
     assert counted.start == without.start
     assert GptScore().fingerprint != GptScore(count_eos=True).fingerprint
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize(
+    ("form", "direction", "ends"),
+    [("direct", "candidate", [0]), ("generate", "candidate", [0]), ("rewrite", "candidate", [0]),
+     ("rewrite", "reference", [1]), ("rewrite", "mean", [0, 1]), ("question", "candidate", [1])],
+)  # fmt: skip
+def test_what_was_cut_off_has_no_end_to_count(
+    tokenizer: HfTokenizer, form: str, direction: str, ends: list[int], plain: bool
+) -> None:
+    """The candidate, that is; a reference and the judge's own Yes are whole."""
+    method = GptScore(form=form, direction=direction, count_eos=True, plain=plain)
+    whole = item("four is", "fluency", "q", "ref")
+    one = whole.completions[0]
+    for reason, expected in (("length", ends), ("stop", [1] * len(ends)), (None, [1] * len(ends))):
+        asked = Item(whole.prompt, (msgspec.structs.replace(one, finish_reason=reason),), whole.aspect)
+        found = requests(method, asked, tokenizer)
+        assert [r.token_ids.count(tokenizer.eos_id) for r in found] == [
+            end + bare.token_ids.count(tokenizer.eos_id)
+            for end, bare in zip(expected, requests(replace(method, count_eos=False), asked, tokenizer),
+                                 strict=True)
+        ]  # fmt: skip
+        assert [r.token_ids[-1] == tokenizer.eos_id for r in found] == [bool(end) for end in expected]
 
 
 def test_the_direct_form_is_the_conversation_itself(tokenizer: HfTokenizer) -> None:

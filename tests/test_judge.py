@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from conftest import Engines, Ran, Tiny
 from judged_runs import completion
@@ -82,6 +83,36 @@ ANSWERS = {"one": ["a", "b", "c"], "two": ["d", "e"], "three": ["f", "g", "h", "
 
 
 # asked once
+def test_one_text_finished_and_cut_off_is_asked_about_twice(tmp_path: Path) -> None:
+    """Only the finished one has an end; the two finished ones are still one question."""
+    path, engine = build(tmp_path / "run", {"one": ["a", "a", "a"]}), Counting()
+    run = RunDir(path)
+    first, *others = read_records(run.completions_path, Completion)
+    run.completions_path.unlink()
+    with JsonlWriter(run.completions_path) as writer:
+        writer.append(msgspec.structs.replace(first, finish_reason="length"))
+        for other in others:
+            writer.append(msgspec.structs.replace(other, finish_reason="stop"))
+    method = GptScore(form="direct", count_eos=True)
+    assert judged(path, engine, method)["calls"] == len(engine.keys) == 2
+    tokens = [j.measures["tokens"] for j in judgments(path)]
+    assert sorted(tokens) == [1, 2, 2]
+
+
+def test_a_pass_that_counted_every_end_is_not_gone_on_with(tmp_path: Path) -> None:
+    path, method = build(tmp_path / "run", ANSWERS), GptScore(count_eos=True)
+    name = judged(path, FakeEngine(), method)["pass"]
+    run = RunDir(path)
+    entry = run.manifest()["passes"][name]
+    before = entry["settings"].replace("eos=finished", "eos=True")
+    assert before != entry["settings"]
+    with RunDir.open(path) as opened:
+        opened.note(passes={name: entry | {"settings": before}})
+    with pytest.raises(RunDirError, match="begun with another settings"):
+        judged(path, FakeEngine(), method)
+    assert "eos=False" in GptScore().fingerprint, "passes without it stay as they were"
+
+
 def test_a_second_time_nothing_is_asked(tmp_path: Path) -> None:
     path, engine = build(tmp_path / "run", ANSWERS), Counting()
     first = judged(path, engine)

@@ -303,6 +303,7 @@ class OneToken:
     rewards: Sequence[float]
     n: int
     identity: str = "one token"
+    name: str = "one token"
 
     def __post_init__(self) -> None:
         self.load_weights(Path(self.folder))
@@ -437,7 +438,7 @@ def test_a_score_that_is_no_number_is_named(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_a_critic_that_reads_other_tokens_is_refused(tiny: Tiny, tmp_path: Path) -> None:
-    from test_train_dpo import tiny_model
+    from training_tools import tiny_model
 
     with pytest.raises(InputError, match="other token ids"):
         learner_of(tiny, tmp_path, critic=tiny_model(tmp_path / "other"))

@@ -195,7 +195,7 @@ def read_text(
     tokenizer: HfTokenizer, shown: list[Demonstration], **limits: int | None
 ) -> tuple[list[SftRow], Encoder]:
     encoder = Encoder(tokenizer, **limits)  # type: ignore[arg-type]
-    return read_rows(shown, Kind.TEXT, tokenizer, encoder, BadRows(0)), encoder
+    return read_rows(shown, Kind.TEXT, encoder, BadRows(0)), encoder
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -244,7 +244,7 @@ def test_what_is_left_out_is_counted(tokenizers: dict[str, HfTokenizer]) -> None
     ]
     said: list[str] = []
     encoder, bad = Encoder(tokenizer, context=256, max_length=64), BadRows(1, say=said.append)
-    rows = read_rows(shown, Kind.CHAT, tokenizer, encoder, bad)
+    rows = read_rows(shown, Kind.CHAT, encoder, bad)
     assert [row.where for row in rows] == ["f:1"]
     assert encoder.left_out == {"empty completion": 1, "longer than --max-length": 1}
     assert bad.count == 1 and "f:4" in said[0] and "the model's context is 256" in said[0]
@@ -260,7 +260,7 @@ def test_a_conversation_that_the_template_refuses_is_a_bad_row() -> None:
     messages = (Message("system", "s"), *CHAT[:2])
     shown = [Demonstration(Row(f"f:{i}", {}, i), messages=m) for i, m in enumerate((messages, CHAT), 1)]
     bad = BadRows(1, say=said.append)
-    assert {r.where for r in read_rows(shown, Kind.CHAT, tokenizer, Encoder(tokenizer), bad)} == {"f:2"}
+    assert {r.where for r in read_rows(shown, Kind.CHAT, Encoder(tokenizer), bad)} == {"f:2"}
     assert "no system" in said[0] and "f:1" in said[0]
 
 

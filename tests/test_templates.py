@@ -181,3 +181,19 @@ def test_the_hash_covers_what_matters(tmp_path: Path) -> None:
 def test_conversations_as_text() -> None:
     assert as_text((Message("user", "x"),)) == "x"
     assert as_text((Message("system", "s"), Message("user", "x"))) == "System: s\n\nUser: x"
+
+
+def test_a_pattern_can_be_that_of_another_table(tmp_path: Path) -> None:
+    file = tmp_path / "forms.toml"
+    own = '[a]\ncontext = "x"\npattern = "(?P<label>A)"\n[b]\ncontext = "y"\n'
+    file.write_text(own + 'pattern_of = "a"\n')
+    taken = load("pairwise", "b", file)
+    assert taken.texts["pattern"] == "(?P<label>A)" and "pattern_of" not in taken.texts
+    file.write_text(own + 'pattern = "(?P<label>A)"\n')
+    assert load("pairwise", "b", file).hash == taken.hash, "as if it stood there"
+    for wrong, says in (('pattern_of = "c"', "there is no such pattern"),
+                        ("pattern_of = 1", "no such pattern"),
+                        ('pattern_of = "a"\npattern = "x"', "has a pattern of its own")):  # fmt: skip
+        file.write_text(own + wrong + "\n")
+        with pytest.raises(InputError, match=says):
+            load("pairwise", "b", file)

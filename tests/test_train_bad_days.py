@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_train_dpo import planted, same_weights, steps_of, tiny_model
+from training_tools import planted, same_weights, steps_of, tiny_model
 
 from gavel.errors import CheckFailed, InputError
 from train.config import DpoConfig, RewardConfig, SftConfig, TrainConfig

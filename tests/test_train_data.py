@@ -37,6 +37,12 @@ class Letters:
     def text_ids(self, text: str) -> list[int]:
         return [ord(c) for c in text]
 
+    def begins_thinking(self, text: str) -> bool:
+        return False
+
+    def answer_ids(self, text: str, *, opened: bool = False) -> list[int]:
+        return self.text_ids(text)
+
     def span_ids(self, context: str, target: str) -> tuple[list[int], int]:
         return self.text_ids(context + target), len(context)
 
@@ -312,3 +318,17 @@ def test_a_plan_of_which_nothing_came_can_be_corrected(tmp_path: Path) -> None:
         output.mark_whole(5)
         with pytest.raises(InputError, match="lr"):
             output.begin({"lr": 3})
+
+
+def test_what_differs_is_called_by_its_name(tmp_path: Path) -> None:
+    """Hashes decide, names are for the message: a judge may move, and outputs of before had no names."""
+    with Output.open(tmp_path / "out") as output:
+        output.begin({"scorer": "0" * 24, "weights": "w"}, {"scorer": "gptscore by a"})
+        (output.checkpoints / "checkpoint-5").mkdir(parents=True)
+        output.mark_whole(5)
+        assert output.begin({"scorer": "0" * 24, "weights": "w"}, {"scorer": "gptscore by moved/a"}) is None
+        with pytest.raises(InputError, match=r"scorer: was gptscore by a \(00000000\), now rating by a \(11"):
+            output.begin({"scorer": "1" * 24, "weights": "w"}, {"scorer": "rating by a"})
+        with pytest.raises(InputError) as caught:
+            output.begin({"scorer": "0" * 24, "weights": "x"}, {"scorer": "gptscore by b"})
+        assert "weights: was w, now x" in caught.value.what and "scorer" not in caught.value.what

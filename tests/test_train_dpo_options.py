@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_train_dpo import (
+from training_tools import (
     logps,
     planted,
     same_weights,
@@ -60,8 +60,11 @@ def test_what_does_not_suit_the_model_is_refused(model: str, tmp_path: Path) -> 
 
     with pytest.raises(InputError, match="--router-aux: LlamaForCausalLM has no router"):
         train_dpo(settings(model, router_aux=0.1), planted(8), tmp_path / "a")
-    with pytest.raises(InputError, match="--lora-target: lm_head is the head"):
-        train_dpo(settings(model, lora_r=4, lora_targets=("lm_head",)), planted(8), tmp_path / "b")
+    for target, fault in (("lm_head", "lm_head is the head"), ("qproj", "has no module 'qproj'")):
+        with pytest.raises(InputError, match=f"--lora-target: .*{fault}") as caught:
+            train_dpo(settings(model, lora_r=4, lora_targets=(target,)), planted(8), tmp_path / "b")
+        assert caught.value.hint is not None
+        assert "q_proj" in caught.value.hint and "lm_head" not in caught.value.hint, "what would be taken"
 
 
 # a reference that follows the policy
@@ -202,7 +205,7 @@ def test_another_reference_is_what_the_policy_is_compared_with(
 def test_samples_of_the_reference_serve_and_another_reference_is_another_plan(
     model: str, tmp_path: Path
 ) -> None:
-    from test_train_dpo import with_reference
+    from training_tools import with_reference
 
     from train.dpo import train_dpo
     from train.models import encoder_of

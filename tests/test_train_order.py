@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_train_dpo import assert_one_trajectory, planted, tiny_model
+from training_tools import assert_one_trajectory, planted, tiny_model
 
 from train.config import DpoConfig
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import Engines, Ran, Tiny
-from test_train_dpo import same_weights, steps_of
+from training_tools import same_weights, steps_of
 
 from gavel.errors import CheckFailed, InputError
 from gavel.records import Message, Prompt
@@ -42,6 +42,7 @@ class Letters:
     """Scores the share of letters. Implements `Scorer`."""
 
     identity: str = "letters"
+    name: str = "share of letters"
 
     def score(self, iteration: int, rows: Sequence[Any]) -> list[float | None]:
         return [_share_of_letters(r.completion.text) for r in rows]
@@ -97,6 +98,11 @@ def test_an_iteration_end_to_end(tiny: Tiny, policy_engine: Any, tmp_path: Path)
     assert again == summary, "finished already"
     with pytest.raises(InputError, match="kl_coef"):
         run_ppo(tiny, policy_engine, tmp_path / "out", config_of(tiny, kl_coef=0.1))
+    other = Letters(identity="0123456789", name="gptscore by another")
+    with pytest.raises(
+        InputError, match=r"scorer: was share of letters \(letters\), now gptscore by another"
+    ):
+        run_ppo(tiny, policy_engine, tmp_path / "out", config_of(tiny), other)
 
 
 def test_it_learns_what_is_scored(tiny: Tiny, policy_engine: Any, tmp_path: Path) -> None:
@@ -111,7 +117,8 @@ class StopAfter:
     """A scorer that is interrupted as a person would."""
 
     def __init__(self, iteration: int) -> None:
-        self._at, self._inner, self.identity = iteration, Letters(), "letters"
+        self._at, self._inner = iteration, Letters()
+        self.identity, self.name = self._inner.identity, self._inner.name
 
     def score(self, iteration: int, rows: Sequence[Any]) -> list[float | None]:
         if iteration == self._at:

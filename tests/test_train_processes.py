@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 from conftest import Ran, Tiny
-from test_train_dpo import same_weights, steps_of
+from training_tools import same_weights, steps_of
+from warm import gavel_on
 
 from gavel.errors import InputError
 from train.config import DpoConfig
@@ -88,12 +89,16 @@ def test_two_processes_train_as_one(
 ) -> None:
     alone = gavel(*command(kind, tiny, data), "--out", tmp_path / "1", "--json")
     assert alone.code == 0, alone.err
-    if kind == "sft":  # by accelerate, the others by gavel itself
+    if kind == "sft":  # by accelerate, DPO by gavel itself, the others by hand in the same way
         done = run(*command(kind, tiny, data), "--out", tmp_path / "2", "--json", launcher=ACCELERATE)
-    else:
+        code, said, why = done.returncode, done.stdout, done.stderr
+    elif kind == "dpo":
         done = run(*command(kind, tiny, data), "--processes", 2, "--out", tmp_path / "2", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout).keys() == json.loads(alone.out).keys(), "one of them speaks"
+        code, said, why = done.returncode, done.stdout, done.stderr
+    else:
+        code, said, why = gavel_on(2, tmp_path, *command(kind, tiny, data), "--out", tmp_path / "2", "--json")
+    assert code == 0, why
+    assert json.loads(said).keys() == json.loads(alone.out).keys(), "one of them speaks"
     one, two = steps_of(tmp_path / "1"), steps_of(tmp_path / "2")
     assert len(one) == len(two) > 1
     for a, b in zip(one, two, strict=True):
@@ -111,16 +116,18 @@ def test_a_last_batch_smaller_than_the_processes_is_trained_once(
     common = ["train", "dpo", "--model", tiny.lm, "--data", data / "pairs.jsonl", "--batch-size", 26,
               "--log-steps", 1, "--learning-rate", 1e-3, "--precision", "fp32"]  # fmt: skip
     assert gavel(*common, "--out", tmp_path / "1").code == 0
-    done = run(*common, "--processes", 2, "--out", tmp_path / "2")
-    assert done.returncode == 0, done.stderr
+    code, _, why = gavel_on(2, tmp_path, *common, "--out", tmp_path / "2")
+    assert code == 0, why
     one, two = ([s["loss"] for s in steps_of(tmp_path / count)] for count in "12")
     assert len(one) == 2 and two == pytest.approx(one, abs=1e-5)
 
 
 def test_resumed_on_two_processes(tiny: Tiny, data: Path, tmp_path: Path) -> None:
     """Killed once it has a checkpoint, the same command ends as the undisturbed run."""
-    common = [*command("dpo", tiny, data), "--processes", 2, "--epochs", 8, "--save-steps", 2]
-    assert run(*common, "--out", tmp_path / "straight").returncode == 0
+    alone = [*command("dpo", tiny, data), "--epochs", 8, "--save-steps", 2]
+    code, _, why = gavel_on(2, tmp_path, *alone, "--out", tmp_path / "straight")
+    assert code == 0, why
+    common = [*alone, "--processes", 2]
     again = [sys.executable, "-P", "-m", "gavel", *map(str, common), "--out", str(tmp_path / "out")]
     killed = subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Engines, Tiny
-from test_train_dpo import (
+from training_tools import (
     EOS,
     assert_one_trajectory,
     interrupted_after,
@@ -273,6 +273,11 @@ def test_lora_is_saved_merged(model: str, tmp_path: Path) -> None:
     from train.reward import train_reward
 
     rows = planted(64)
+    with pytest.raises(
+        InputError, match="--lora-target: score is the head, which is trained whole"
+    ) as caught:
+        train_reward(settings(model, lora_r=8, lora_targets=("score",)), rows, tmp_path / "head")
+    assert "q_proj" in str(caught.value) and "lm_head" not in str(caught.value)
     train_reward(settings(model, lora_r=8, learning_rate=2e-2, epochs=8), rows, tmp_path / "out")
     assert (tmp_path / "out" / "adapter" / "adapter_config.json").exists()
     fresh = rewards_of(tmp_path / "out", planted(40, seed=5))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_train_dpo import (
+from training_tools import (
     BOS,
     CONTEXT,
     EOS,
@@ -183,7 +183,7 @@ def test_sharing_and_micro_batches_change_nothing(
 
 
 def _metrics(out: Path) -> list[dict[str, float]]:
-    from test_train_dpo import steps_of
+    from training_tools import steps_of
 
     names = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logits/rejected", "entropy",
              "mean_token_accuracy")  # fmt: skip

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_train_data import answered, asked, encoder, strict, write
-from test_train_dpo import (
+from training_tools import (
     assert_one_trajectory,
     assert_pad_slots_do_not_count,
     gradients,

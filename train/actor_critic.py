@@ -90,7 +90,7 @@ def load(config: PpoConfig, tokenizer: HfTokenizer, dtype: torch.dtype) -> Model
     _check_critic(config, tokenizer)
     trust = config.trust_remote_code
     policy = models.load(config.model, dtype, trust)
-    models.check_targets(policy.model, config.lora_targets)
+    models.check_targets(policy.model, config.lora_targets, "which the critic does not have")
     critic = models.load_reward(config.critic or config.model, copy.deepcopy(tokenizer), dtype, trust,
                                 config.seed)  # fmt: skip
     if config.critic is None:

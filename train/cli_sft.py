@@ -45,15 +45,15 @@ def sft(**options: Any) -> None:
     if spread(options):
         return
     config = SftConfig(**given(SftConfig, options))
-    rows, read = _rows(config, options)
+    rows, prepared, read = _rows(config, options)
 
     from train.sft import train_sft
 
-    emit(train_sft(config, rows, options["out"]) | read, options["as_json"], "trained")
+    emit(train_sft(config, rows, options["out"], prepared) | read, options["as_json"], "trained")
 
 
-def _rows(config: SftConfig, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The rows as token ids, and the account of them that goes into the summary."""
+def _rows(config: SftConfig, options: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """The rows as token ids, the tokenizer that made them, and the account that goes into the summary."""
     from gavel.demonstrations import Kind, read_demonstrations
     from gavel.rows import BadRows
     from gavel.rundir import RunDir, is_run
@@ -65,11 +65,11 @@ def _rows(config: SftConfig, options: dict[str, Any]) -> tuple[Any, dict[str, An
     if is_run(source):
         if options["kind"] != "auto":
             raise InputError("says what the rows of a file are, and --data is a run", where="--kind")
-        tokenizer = prepare(config).tokenizer
-        require(tokenizer)
-        encoder = encoder_of(config, tokenizer)
+        prepared = prepare(config)
+        require(prepared.tokenizer)
+        encoder = encoder_of(config, prepared.tokenizer)
         rows = sft_data.read_best(RunDir(source), encoder, bad, options["judgments"], options["min_score"])
-        return rows, {"kind": "best of a run"} | account(encoder, bad, "of the run")
+        return rows, prepared, {"kind": "best of a run"} | account(encoder, bad, "of the run")
     for name in ("judgments", "min_score"):
         if options[name] is not None:
             raise InputError("chooses among the completions of a run directory, and --data is none",
@@ -80,9 +80,9 @@ def _rows(config: SftConfig, options: dict[str, Any]) -> tuple[Any, dict[str, An
         say(f"{source}: {kind} ({why}; --kind says otherwise)")
     if kind is Kind.TEXT and config.chat_template is not None:
         raise InputError("raw text has no turns", where="--chat-template")
-    tokenizer = prepare(config).tokenizer
+    prepared = prepare(config)
     if kind is not Kind.TEXT:
-        require(tokenizer)
-    encoder = encoder_of(config, tokenizer)
-    rows = sft_data.read_rows(shown, kind, tokenizer, encoder, bad)
-    return rows, {"kind": str(kind)} | account(encoder, bad, "rows")
+        require(prepared.tokenizer)
+    encoder = encoder_of(config, prepared.tokenizer)
+    rows = sft_data.read_rows(shown, kind, encoder, bad)
+    return rows, prepared, {"kind": str(kind)} | account(encoder, bad, "rows")

@@ -1,7 +1,8 @@
 """Preference pairs as token ids: exactly the ids that were sampled.
 
 A run directory keeps the ids of its completions; only text from elsewhere is tokenised here. The
-prompt is rendered again by the model's tokenizer and must hash to what the sampler saw.
+prompt is rendered again by the model's tokenizer and must hash to what the sampler saw. An answer that came
+as text is trained as the chat template would have rendered it (`train.turns`), as `gavel train sft` does.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from gavel.rows import BadRows
 from gavel.rundir import RunDir, read_lines
 from gavel.sources import PreferenceRow
 from train.rows import Encoder
+from train.turns import Asked, asked, turn_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairRow:
     """One pair to train on. Produced here, consumed by `train.dpo` and `train.reward`.
 
-    prompt_ids, chosen_ids, rejected_ids: token ids; the completion's EOS is there exactly when it was
+    prompt_ids, chosen_ids, rejected_ids: token ids; what ends the completion is there exactly when it was
         sampled (or, for text from elsewhere, unless it is known to be cut off).
     ref_chosen_logp, ref_rejected_logp: summed natural log-probabilities that the sampler recorded, at
         temperature 1; None where the starting model is not the sampler or they are not known.
@@ -76,14 +78,30 @@ class PairRow:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A completion as token ids."""
+    """A completion as token ids. logp: of the reference, if that is what sampled it."""
+
+    ids: array[int]
+    prompt_hash: str | None = None
+    logp: float | None = None
+    sampled: bool = False
+
+
+@dataclass(slots=True)
+class Recorded:
+    """A completion of a run. answer: its ids; of one that came as `text` they are known with its prompt."""
 
     prompt_id: str
-    ids: array[int]
-    prompt_hash: str | None
-    logp: float | None  # of the starting model, if that is what sampled it
     text_hash: int
-    sampled: bool
+    answer: Answer | None = None
+    text: str = ""
+    cut_off: bool = False
+
+    def behind(self, prompt: Asked, encoder: Encoder) -> Answer:
+        """The completion as the answer to its prompt. Raises RowError for a text that cannot be one."""
+        if self.answer is None:
+            ids = turn_ids(prompt, self.text, encoder.tokenizer, ended=not self.cut_off)
+            self.answer, self.text = Answer(ids), ""
+        return self.answer
 
 
 class _Id(msgspec.Struct):
@@ -123,17 +141,20 @@ def read_run(run: RunDir, encoder: Encoder, bad: BadRows, pairs: str | None = No
             "holds no pairs", where=str(path), hint="Make some with: gavel pairs RUN --min-margin 0"
         )
     answers = _answers(run, {i for _, p in found for i in (p.chosen_id, p.rejected_id)}, encoder)
-    prompts = _prompt_ids(run, {p.prompt_id for _, p in found}, encoder)
+    prompts = _prompts(run, {p.prompt_id for _, p in found}, encoder)
     bad.total += len(found)
     rows = []
     for where, pair in found:
         try:
-            prompt_ids = _known_prompt(prompts, pair.prompt_id, where)
-            chosen, rejected = _both(answers, pair.chosen_id, pair.rejected_id, pair.prompt_id, where)
+            prompt = _known_prompt(prompts, pair.prompt_id)
+            chosen, rejected = (
+                _known_answer(answers, i, pair.prompt_id).behind(prompt, encoder)
+                for i in (pair.chosen_id, pair.rejected_id)
+            )
         except RowError as error:
-            bad.add(error)
+            bad.add(RowError(error.what, where=where, hint=error.hint))
             continue
-        rows.append(_row(encoder, prompt_ids, chosen, rejected, where, pair.id, pair.margin, pair.p_chosen))
+        rows.append(_row(encoder, prompt.ids, chosen, rejected, where, pair.id, pair.margin, pair.p_chosen))
     return _usable(rows, encoder, bad)
 
 
@@ -142,23 +163,25 @@ def read_preferences(
 ) -> list[PairRow]:
     """The pairs of a preference file; those that carry ids of `run`'s completions take its token ids."""
     given = list(source)
-    answers: dict[str, Answer] = {}
+    answers: dict[str, Recorded] = {}
     if run is not None:
         run.manifest()  # refuses a newer version
         answers = _answers(run, {i for r in given for i in (r.chosen_id, r.rejected_id) if i}, encoder)
     rows = []
     for row in given:
         try:
-            prompt_ids = array("i", encoder.tokenizer.chat_ids(row.prompt.messages))
+            prompt = asked(row.prompt.messages, encoder.tokenizer)
             chosen, rejected = (
-                _recorded(answers, i, text) or _from_text(row.prompt.id, text, None, encoder)
+                (_unedited(answers, i, text) or Recorded(row.prompt.id, hash(text), text=text)).behind(
+                    prompt, encoder
+                )
                 for i, text in ((row.chosen_id, row.chosen), (row.rejected_id, row.rejected))
             )
         except RowError as error:
-            bad.add(RowError(error.what, where=error.where or row.row.where))
+            bad.add(RowError(error.what, where=error.where or row.row.where, hint=error.hint))
             continue
         pair_id = digest("pair", row.prompt.id, row.chosen, row.rejected)
-        rows.append(_row(encoder, prompt_ids, chosen, rejected, row.row.where, pair_id,
+        rows.append(_row(encoder, prompt.ids, chosen, rejected, row.row.where, pair_id,
                          row.margin, row.p_chosen))  # fmt: skip
     return _usable(rows, encoder, bad)
 
@@ -199,78 +222,69 @@ def flip_rate(run: RunDir, pairs: str | None = None) -> float:
     return float(rate)
 
 
-def _answers(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, Answer]:
+def _answers(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, Recorded]:
     """Streams completions.jsonl and keeps the ones that are needed."""
     only_id = msgspec.json.Decoder(_Id)
     path = run.completions_path
-    found: dict[str, Answer] = {}
+    found: dict[str, Recorded] = {}
     for number, _, line in read_lines(path):
         if only_id.decode(line).id not in needed:
             continue
         completion = decode(line, Completion, f"{path}:{number}")
-        found[completion.id] = answer_of(completion, encoder, f"{path}:{number}")
+        found[completion.id] = recorded(completion, encoder, f"{path}:{number}")
     return found
 
 
-def answer_of(completion: Completion, encoder: Encoder, where: str) -> Answer:
+def recorded(completion: Completion, encoder: Encoder, where: str) -> Recorded:
+    """What is kept of a completion. Raises InputError for ids that cannot be read."""
+    text_hash = hash(completion.text)
     if completion.token_ids is None:
-        return _from_text(completion.prompt_id, completion.text, completion.finish_reason, encoder)
+        cut_off = completion.finish_reason == "length"
+        return Recorded(completion.prompt_id, text_hash, text=completion.text, cut_off=cut_off)
     try:
         ids = array("i", unpack_ids(completion.token_ids))
     except ValueError as error:
         raise InputError(str(error), where=where) from None
     reference = completion.logprobs_mode == "raw" and completion.weights == encoder.weights is not None
     logp = completion.logprob_sum if reference else None
-    return Answer(
-        completion.prompt_id, ids, completion.prompt_hash, logp, hash(completion.text), sampled=True
-    )
+    return Recorded(completion.prompt_id, text_hash, Answer(ids, completion.prompt_hash, logp, sampled=True))
 
 
-def _from_text(prompt_id: str, text: str, finish_reason: str | None, encoder: Encoder) -> Answer:
-    """Text from elsewhere: EOS is appended unless it is known to be cut off."""
-    end = [] if finish_reason == "length" else [encoder.tokenizer.eos_id]
-    ids = array("i", [*encoder.tokenizer.text_ids(text), *end])
-    return Answer(prompt_id, ids, None, None, hash(text), sampled=False)
-
-
-def _recorded(answers: dict[str, Answer], completion_id: str | None, text: str) -> Answer | None:
+def _unedited(answers: dict[str, Recorded], completion_id: str | None, text: str) -> Recorded | None:
     """The completion that a row names, unless the row's text has been edited since."""
     found = answers.get(completion_id or "")
     return found if found is not None and found.text_hash == hash(text) else None
 
 
-def _prompt_ids(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, array[int] | RowError]:
+def _prompts(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, Asked | RowError]:
     """Renders the prompts that are needed; pairs of one prompt share its ids."""
     only_id = msgspec.json.Decoder(_Id)
     path = run.prompts_path
-    found: dict[str, array[int] | RowError] = {}
+    found: dict[str, Asked | RowError] = {}
     for number, _, line in read_lines(path):
         if only_id.decode(line).id not in needed:
             continue
         prompt = decode(line, Prompt, f"{path}:{number}")
         try:
-            found[prompt.id] = array("i", encoder.tokenizer.chat_ids(prompt.messages))
+            found[prompt.id] = asked(prompt.messages, encoder.tokenizer)
         except RowError as error:
             found[prompt.id] = error
     return found
 
 
-def _known_prompt(prompts: dict[str, array[int] | RowError], prompt_id: str, where: str) -> array[int]:
+def _known_prompt(prompts: dict[str, Asked | RowError], prompt_id: str) -> Asked:
     found = prompts.get(prompt_id) or RowError(f"its prompt {prompt_id} is not in prompts.jsonl")
     if isinstance(found, RowError):
-        raise RowError(found.what, where=where)
+        raise found
     return found
 
 
-def _both(
-    answers: dict[str, Answer], chosen_id: str, rejected_id: str, prompt_id: str, where: str
-) -> tuple[Answer, Answer]:
-    for completion_id in (chosen_id, rejected_id):
-        if completion_id not in answers:
-            raise RowError(f"its completion {completion_id} is not in completions.jsonl", where=where)
-        if answers[completion_id].prompt_id != prompt_id:
-            raise RowError(f"its completion {completion_id} answers another prompt", where=where)
-    return answers[chosen_id], answers[rejected_id]
+def _known_answer(answers: dict[str, Recorded], completion_id: str, prompt_id: str) -> Recorded:
+    if completion_id not in answers:
+        raise RowError(f"its completion {completion_id} is not in completions.jsonl")
+    if answers[completion_id].prompt_id != prompt_id:
+        raise RowError(f"its completion {completion_id} answers another prompt")
+    return answers[completion_id]
 
 
 def check_rendering(prompt_ids: array[int], answers: Iterable[Answer], where: str) -> None:

@@ -281,12 +281,7 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
 
 def _check_model(config: DpoConfig, model: Any) -> None:
     """Refuses settings that do not suit the model."""
-    models.check_targets(model, config.lora_targets)
-    head = next((n for n, m in model.named_modules() if m is model.get_output_embeddings()), None)
-    for target in config.lora_targets:
-        if f".{head}".endswith(f".{target}"):
-            raise InputError(f"{target} is the head, which DPO reads itself and not through an adapter",
-                             where="--lora-target")  # fmt: skip
+    models.check_targets(model, config.lora_targets, "which DPO reads itself and not through an adapter")
     if config.router_aux and not hasattr(model.config.get_text_config(), "output_router_logits"):
         raise InputError(f"{type(model).__name__} has no router", where="--router-aux")
 

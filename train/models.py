@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.pytorch_utils import Conv1D
 
 from gavel.errors import InputError
 from gavel.tokenizer import HfTokenizer
@@ -266,16 +267,28 @@ def save_companions(source: str, tokenizer: Any, folder: Path) -> None:
                 shutil.copyfile(file, folder / file.name)
 
 
-def check_targets(model: Any, targets: Sequence[str]) -> None:
-    """Raises InputError for a target that is the end of no module's name."""
-    names = [name for name, _ in model.named_modules()]
+def check_targets(model: Any, targets: Sequence[str], head_is: str | None = None) -> None:
+    """Raises InputError for a target that no adapter can go to; those that one can are named.
+
+    Args:
+        head_is: why no adapter goes to the model's head, None where one can.
+    """
+    modules = dict(model.named_modules())
+    head = model.get_output_embeddings() or getattr(model, "score", None)
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            linear = {
-                n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)
-            }
-            raise InputError(f"the model has no module {target!r}", where="--lora-target",
-                             hint=f"Its linear layers: {', '.join(sorted(linear))}.")  # fmt: skip
+        meant = [name for name in modules if name == target or name.endswith(f".{target}")]
+        if not meant:
+            fault = f"the model has no module {target!r}"
+        elif head_is is not None and any(modules[name] is head for name in meant):
+            fault = f"{target} is the head, {head_is}"
+        else:
+            continue
+        can = {
+            name.rpartition(".")[2]
+            for name, module in modules.items()
+            if isinstance(module, torch.nn.Linear | Conv1D) and not (head_is and module is head)
+        }
+        raise InputError(fault, where="--lora-target", hint=f"Its linear layers: {', '.join(sorted(can))}.")
 
 
 def train_in_float32(model: Any) -> None:

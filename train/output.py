@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,27 +67,31 @@ class Output:
             lock.flush()
             yield output
 
-    def begin(self, plan: dict[str, Any]) -> dict[str, Any] | None:
+    def begin(self, plan: dict[str, Any], names: Mapping[str, str] | None = None) -> dict[str, Any] | None:
         """Records the plan; returns the summary if it was carried out before.
+
+        Args:
+            names: of entries that are hashes, what a person calls them. They may change.
 
         Raises InputError, with what differs, when the directory holds the work of another plan.
         """
-        return group.of_main(self._begin(plan) if group.is_main() else None)
+        return group.of_main(self._begin(plan, dict(names or {})) if group.is_main() else None)
 
-    def _begin(self, plan: dict[str, Any]) -> dict[str, Any] | None:
+    def _begin(self, plan: dict[str, Any], names: dict[str, str]) -> dict[str, Any] | None:
         plan = json.loads(json.dumps(plan))
         known = self._read()
         if "summary" not in known and self._newest_checkpoint() is None:
             known = {}  # nothing came of the plan that stands there
         if "plan" in known and known["plan"] != plan:
-            changes = "\n  ".join(differences(known["plan"], plan))
+            before, now = _unlike(known["plan"], plan), _unlike(plan, known["plan"])
+            changes = "\n  ".join(differences(_named(before, known.get("names", {})), _named(now, names)))
             raise InputError(f"holds a model trained otherwise:\n  {changes}", where=f"--out {self.path}",
                              hint="Choose another --out, or remove this one.")  # fmt: skip
         if "summary" in known:
             summary: dict[str, Any] = known["summary"]
             return summary
         if "plan" not in known:
-            self._write({"plan": plan})
+            self._write({"plan": plan} | ({"names": names} if names else {}))
         return None
 
     def newest_checkpoint(self) -> Path | None:
@@ -194,3 +198,13 @@ class Output:
 def step_of(folder: Path) -> int:
     """The step of a checkpoint."""
     return int(folder.name.rpartition("-")[2])
+
+
+def _unlike(plan: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a plan that another one has otherwise or not at all."""
+    return {key: value for key, value in plan.items() if key not in other or other[key] != value}
+
+
+def _named(plan: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A plan as a person reads it."""
+    return plan | {key: f"{name} ({str(plan[key])[:8]})" for key, name in names.items() if key in plan}

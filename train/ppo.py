@@ -74,7 +74,7 @@ def train_ppo(
     precision = running.resolve(config.precision)
 
     with Output.open(out) as output:
-        finished = output.begin(_plan(config, precision, prompts, live))
+        finished = output.begin(_plan(config, precision, prompts, live), live.names)
         if finished is not None:
             say(f"{out} is finished already; nothing to do")
             return finished
@@ -142,6 +142,10 @@ class _OfMain:
     def identity(self) -> dict[str, str]:
         found = {"sampler": self._sampler, "scorer": self._scorer}
         return {name: part.identity for name, part in found.items() if part is not None}
+
+    @property
+    def names(self) -> dict[str, str]:
+        return {"scorer": self._scorer.name} if self._scorer else {}
 
 
 class _LivePolicy:

@@ -132,7 +132,7 @@ def train_reward(config: RewardConfig, rows: Sequence[PairRow], out: str | Path)
             loaded = models.load_reward(
                 config.model, tokenizer, begun.dtype, config.trust_remote_code, config.seed
             )
-            models.check_targets(loaded.model, config.lora_targets)
+            models.check_targets(loaded.model, config.lora_targets, "which is trained whole")
             return ExactRewardTrainer(
                 config, kept, loaded, targets.p if targets else None,
                 args=_arguments(config, precision, output), processing_class=tokenizer.hf,

@@ -79,8 +79,13 @@ class Scorer(Protocol):
         ...
 
     @property
+    def name(self) -> str:
+        """What a person calls it."""
+        ...
+
+    @property
     def identity(self) -> str:
-        """What shapes its scores: a resumed run must have it in common."""
+        """A hash of what shapes its scores: a resumed run must have it in common."""
         ...
 
 

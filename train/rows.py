@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from gavel.errors import RowError
-from gavel.protocols import Tokenizer
 from gavel.rows import BadRows
+from gavel.tokenizer import HfTokenizer
 
 
 class Row(Protocol):
@@ -45,7 +45,7 @@ class Encoder:
         as "sampled" token ids, and how many were "tokenised" here from text.
     """
 
-    tokenizer: Tokenizer
+    tokenizer: HfTokenizer
     weights: str | None = None
     context: int | None = None
     max_length: int | None = None

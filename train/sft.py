@@ -25,7 +25,8 @@ from trl import SFTTrainer
 
 from gavel.command import say
 from gavel.records import digest
-from train import chat_template, exact, group, models, running
+from train import exact, group, models, running
+from train.chat_template import Prepared, prepare
 from train.config import SftConfig
 from train.output import Output
 from train.sft_data import IGNORED, SftRow, rows_version
@@ -78,11 +79,16 @@ def is_packed(rows: Sequence[SftRow]) -> bool:
     return any(len(row.starts) > 1 for row in rows)
 
 
-def train_sft(config: SftConfig, rows: Sequence[SftRow], out: str | Path) -> dict[str, Any]:
+def train_sft(
+    config: SftConfig, rows: Sequence[SftRow], out: str | Path, prepared: Prepared | None = None
+) -> dict[str, Any]:
     """Trains `config.model` on demonstrations and saves the model to `out`, with its chat template and with
     what ends an answer.
 
     The same call on the same `out` resumes, as `train.dpo.train_dpo` does.
+
+    Args:
+        prepared: the tokenizer that `chat_template.prepare` made for the rows; made again where it is None.
 
     Returns:
         The summary that gavel.json keeps: model, rows, tokens and trained tokens of one epoch, steps, loss,
@@ -98,7 +104,7 @@ def train_sft(config: SftConfig, rows: Sequence[SftRow], out: str | Path) -> dic
     running.check_names(config)
     running.check_rows(config, rows)
     running.check_batch(config, rows)
-    prepared = chat_template.prepare(config)
+    prepared = prepared or prepare(config)
     data = digest(rows_version(rows), prepared.tokenizer.version)
     tokens, trained_tokens = sum(row.length for row in rows), sum(row.trained for row in rows)
 

@@ -20,10 +20,10 @@ from gavel.errors import RowError
 from gavel.records import Message, digest
 from gavel.rows import BadRows
 from gavel.rundir import RunDir
-from gavel.thinking import DEFAULT
 from gavel.tokenizer import HfTokenizer
-from train.data import answer_of, check_rendering
+from train.data import check_rendering, recorded
 from train.rows import Encoder
+from train.turns import asked, turn_ids
 
 Span = tuple[int, int]
 PACKED_LENGTH = 2048  # tokens of a row of raw text, where neither --max-length nor the context says less
@@ -105,21 +105,19 @@ def rows_version(rows: Iterable[SftRow]) -> str:
     return state.hexdigest()
 
 
-def read_rows(
-    source: Iterable[Demonstration], kind: Kind, tokenizer: HfTokenizer, encoder: Encoder, bad: BadRows
-) -> list[SftRow]:
+def read_rows(source: Iterable[Demonstration], kind: Kind, encoder: Encoder, bad: BadRows) -> list[SftRow]:
     """The rows of a source. What is too long or has nothing to train on is counted in `encoder`."""
     if kind is Kind.TEXT:
         limits = (PACKED_LENGTH if encoder.max_length is None else encoder.max_length, encoder.context)
         size = min(limit for limit in limits if limit is not None)
-        packed = list(pack(_documents(source, tokenizer, encoder), size))
+        packed = list(pack(_documents(source, encoder), size))
         rows = [row for row in packed if row.fault is None]  # a last row of one token has nothing to predict
         encoder.left_out["rows of one token"] += len(packed) - len(rows)
         return rows
     rows = []
     for shown in source:
         try:
-            made = conversation_rows(shown.messages, tokenizer, shown.row.where)
+            made = conversation_rows(shown.messages, encoder.tokenizer, shown.row.where)
         except RowError as error:
             bad.add(RowError(error.what, where=error.where or shown.row.where, hint=error.hint))
             continue
@@ -147,37 +145,19 @@ def conversation_rows(messages: Sequence[Message], tokenizer: HfTokenizer, where
             row_id = digest("sft", where, len(rows), ids.tolist())
             rows.append(SftRow(ids=ids, spans=tuple(spans), row_id=row_id, where=where))
 
-    asked = False
+    question = False
     for place, message in enumerate(messages):
-        asked = asked or message.role in ("user", "tool")
-        if not asked or message.role != "assistant" or not message.content.strip():
+        question = question or message.role in ("user", "tool")
+        if not question or message.role != "assistant" or not message.content.strip():
             continue
-        prompt = array("i", tokenizer.chat_ids(messages[:place]))
-        if prompt[: len(ids)] != ids:
+        prompt = asked(messages[:place], tokenizer)
+        if prompt.ids[: len(ids)] != ids:
             close()
             spans = []
-        ids = prompt + _turn(messages[: place + 1], prompt, tokenizer)
-        spans.append((len(prompt), len(ids)))
+        ids = prompt.ids + turn_ids(prompt, message.content, tokenizer)
+        spans.append((len(prompt.ids), len(ids)))
     close()
     return rows
-
-
-def _turn(messages: Sequence[Message], prompt: array[int], tokenizer: HfTokenizer) -> array[int]:
-    """The last turn as the engine would have to sample it behind the prompt: the template's own rendering of
-    it (some put a space before it, some trim it) where that goes on from the prompt and says the same, else
-    its text alone; and what ends it."""
-    text, end = messages[-1].content, tokenizer.eos_id
-    if not tokenizer.begins_thinking(text):
-        whole = array("i", tokenizer.chat_ids(messages, add_generation_prompt=False))
-        rest = whole[len(prompt) :]
-        said = rest[: rest.index(end)] if end in rest else rest
-        if whole[: len(prompt)] == prompt and tokenizer.decode(said).strip() == text.strip():
-            return said + array("i", [end])
-    opened = tokenizer.decode(prompt[-8:]).rstrip().endswith(DEFAULT.open)
-    if opened and not text.lstrip().startswith(DEFAULT.open):
-        raise RowError("an answer without thinking, and the chat template's prompt begins one",
-                       hint="Some templates take --chat-template-arg enable_thinking=false.")  # fmt: skip
-    return array("i", [*tokenizer.answer_ids(text, opened=opened), end])
 
 
 def pack(documents: Iterable[tuple[Sequence[int], str]], size: int) -> Iterator[SftRow]:
@@ -210,14 +190,12 @@ def pack(documents: Iterable[tuple[Sequence[int], str]], size: int) -> Iterator[
         yield row()
 
 
-def _documents(
-    source: Iterable[Demonstration], tokenizer: HfTokenizer, encoder: Encoder
-) -> Iterator[tuple[list[int], str]]:
+def _documents(source: Iterable[Demonstration], encoder: Encoder) -> Iterator[tuple[list[int], str]]:
     for shown in source:
         if not (shown.text or "").strip():
             encoder.left_out["empty text"] += 1
             continue
-        yield tokenizer.document_ids(shown.text or ""), shown.row.where
+        yield encoder.tokenizer.document_ids(shown.text or ""), shown.row.where
 
 
 def read_best(
@@ -254,16 +232,16 @@ def read_best(
             else:
                 where = f"{run.completions_path}, completion {ranked[0].completion.id}"
                 try:
-                    prompt_ids = array("i", encoder.tokenizer.chat_ids(prompt.messages))
+                    question = asked(prompt.messages, encoder.tokenizer)
+                    answer = recorded(ranked[0].completion, encoder, where).behind(question, encoder)
                 except RowError as error:
-                    bad.add(RowError(error.what, where=where))
+                    bad.add(RowError(error.what, where=where, hint=error.hint))
                     continue
-                answer = answer_of(ranked[0].completion, encoder, where)
-                check_rendering(prompt_ids, [answer], where)
-                ids = prompt_ids + answer.ids
+                check_rendering(question.ids, [answer], where)
+                ids = question.ids + answer.ids
                 if encoder.takes(len(ids), where, bad):
                     encoder.completions["sampled" if answer.sampled else "tokenised"] += 1
-                    rows.append(SftRow(ids=ids, spans=((len(prompt_ids), len(ids)),),
+                    rows.append(SftRow(ids=ids, spans=((len(question.ids), len(ids)),),
                                        row_id=ranked[0].completion.id, where=where))  # fmt: skip
     encoder.left_out.update({why: dropped[why] for why in ("completions cut off", scores.UNSCORED)})
     return rows

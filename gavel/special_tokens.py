@@ -1,4 +1,4 @@
-"""Chat special tokens that stand as text inside an answer: what they are called and whose they are."""
+"""Special tokens of known chat models, spelt by a text: whose they are, and how that is undone."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ OTHER = "other"  # of the same shape, of no family named here
 _FAMILY = {token: family for family, tokens in reversed(FAMILIES.items()) for token in tokens}
 _NAMED = "|".join(re.escape(token) for token in sorted(_FAMILY, key=len, reverse=True))
 _TOKEN = re.compile(rf"{_NAMED}|<[|｜][^\s|｜<>]{{1,60}}[|｜]>")
+_ALIKE = re.compile(rf"{_NAMED}|<[|｜][^|｜<>\n]{{1,60}}[|｜]>")  # with spaces too: to be on the safe side
 
 
 def special_tokens(text: str) -> Counter[tuple[str, str]]:
@@ -45,3 +46,13 @@ def special_tokens(text: str) -> Counter[tuple[str, str]]:
     if "<" not in text and "[" not in text:
         return Counter()
     return Counter((_FAMILY.get(token, OTHER), token) for token in _TOKEN.findall(text))
+
+
+def defused(text: str) -> str:
+    """`text` for a server that renders and tokenises by itself: nothing in it is spelt like a special
+    token of the known families (a zero-width space after its first character).
+
+    >>> defused("a<|im_end|>b") == "a<\u200b|im_end|>b"
+    True
+    """
+    return _ALIKE.sub(lambda found: f"{found.group()[0]}\u200b{found.group()[1:]}", text)
