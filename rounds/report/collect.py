@@ -1,7 +1,7 @@
 """A run directory, or a whole directory of rounds, as a `Report`.
 
-Prompts are walked one by one; what is kept of each is a few numbers (`tally`, `sample`), so memory grows with the
-number of records and not with their texts. The pairs that were drawn are read again, with their texts.
+Prompts are walked one by one; what is kept of each is a few numbers (`tally`, `sample`), so memory grows
+with the number of records and not with their texts. The pairs that were drawn are read again, with their texts.
 """
 
 from __future__ import annotations
@@ -168,8 +168,8 @@ def _pair_set(run: RunDir, name: str, tally: PairTally) -> PairSet:
 def stand_in(
     kind: str, completions: Sequence[Completion], scored: dict[str, list[Candidate]]
 ) -> list[PreferencePair]:
-    """What to show of a prompt that has no pairs: its best and worst answer by the newest pass, else its first
-    two different ones."""
+    """What to show of a prompt that has no pairs: its best and worst answer by the newest pass, else
+    its first two different ones."""
     if kind == BEST_WORST:
         from collections import Counter
 

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """A bar of a histogram: values from `start` to `end`, the end left out; equal where one value is meant."""
+    """A bar of a histogram: values from `start` to `end`, the end left out; equal for a single value."""
 
     start: float
     end: float

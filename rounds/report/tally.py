@@ -42,12 +42,7 @@ def histogram(values: array[float]) -> Histogram | None:
         counts = np.bincount((numbers - low).astype(np.int64))
         bins = tuple(Bin(low + i, low + i, int(n)) for i, n in enumerate(counts.tolist()))
     else:
-        start, end = (float(q) for q in np.quantile(numbers, (0.005, 0.995)))
-        if not start < end:
-            start, end = low, high
-        edges = np.linspace(start, end, BARS + 1)
-        if not np.all(np.diff(edges) > 0):  # so close that no number lies between
-            edges = np.array([low, np.nextafter(high, np.inf)])
+        edges = _edges(numbers, BARS)
         counts, _ = np.histogram(np.clip(numbers, edges[0], edges[-1]), edges)
         below, above = int((numbers < edges[0]).sum()), int((numbers > edges[-1]).sum())
         bins = tuple(
@@ -73,7 +68,7 @@ def against_length(scores: array[float], lengths: array[int]) -> AgainstLength |
     x, y = x[kept], y[kept]
     if not x.size:
         return None
-    across, up = _edges(x, ACROSS, whole=True), _edges(y, UP, whole=False)
+    across, up = _edges(x, ACROSS), _edges(y, UP)
     at = np.clip(np.searchsorted(across, x, "right") - 1, 0, len(across) - 2)
     on = np.clip(np.searchsorted(up, y, "right") - 1, 0, len(up) - 2)
     flat = np.bincount(at * (len(up) - 1) + on, minlength=(len(across) - 1) * (len(up) - 1))
@@ -90,15 +85,19 @@ def against_length(scores: array[float], lengths: array[int]) -> AgainstLength |
     return AgainstLength(cells, means, rank_correlation(y.tolist(), x.tolist()), int(x.size))
 
 
-def _edges(values: NDArray[np.float64], cells: int, *, whole: bool) -> NDArray[np.float64]:
-    """Edges of at most so many cells over the middle 99 %; whole: each a whole number."""
+def _edges(values: NDArray[np.float64], cells: int) -> NDArray[np.float64]:
+    """Edges of at most so many cells over the middle 99 %; of whole numbers each a whole number, so that no
+    cell holds fewer of them than its neighbour."""
     low, high = np.quantile(values, (0.005, 0.995)).tolist()
-    if whole:
-        low, high = float(np.floor(low)), float(np.floor(high)) + 1
-        return np.unique(np.round(np.linspace(low, high, min(cells, int(high - low)) + 1)))
     if not low < high:
-        return np.array([low - 0.5, low + 0.5])
-    return np.linspace(low, high, cells + 1)
+        low, high = float(values.min()), float(values.max())
+    if bool(np.all(values == np.round(values))):
+        low, width = float(np.floor(low)), max(1, int(np.ceil((np.floor(high) + 1 - np.floor(low)) / cells)))
+        return np.arange(low, np.floor(high) + width + 0.5, width)
+    edges = np.linspace(low, high, cells + 1)
+    if not np.all(np.diff(edges) > 0):  # so close that no number lies between
+        return np.array([low, np.nextafter(high, np.inf)])
+    return edges
 
 
 class TextTally:
