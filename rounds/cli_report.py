@@ -44,4 +44,7 @@ def report(run: str, out: str | None, pairs: int, as_json: bool) -> None:
     if as_json:
         emit({"report": str(target), **summary, "offered": found.offered, "headline": figures}, as_json)
     else:
-        emit(figures | {"pairs shown": summary["pairs"], "page": f"{target} ({summary['bytes']:,} bytes)"}, False)
+        emit(
+            figures | {"pairs shown": summary["pairs"], "page": f"{target} ({summary['bytes']:,} bytes)"},
+            False,
+        )

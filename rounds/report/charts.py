@@ -1,11 +1,12 @@
 """Charts as Vega-Lite specifications, each with the table that says the same.
 
-A colour is named, "@chosen": the page puts in what its theme has. Titles and labels are texts, never expressions, and
-no field is named by data, so nothing that a run holds is read as code.
+A colour is named, "@chosen": the page puts in what its theme has. Titles and labels are texts, never
+expressions, and no field is named by data, so nothing that a run holds is read as code.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ Spec = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """title: says what is drawn. caption: what to see in it. head, rows: its table. wide: takes a whole row."""
+    """title: says what is drawn. caption: what to see in it. head, rows: its table. wide: a whole row."""
 
     title: str
     spec: Spec
@@ -44,11 +45,12 @@ def spread(title: str, found: Histogram, what: str, unit: str = "values", color:
     spec = _spec(
         values,
         {
-            "mark": {"type": "bar", "color": color, "binSpacing": 1},
+            "mark": {"type": "rect", "color": color, "stroke": "@card", "strokeWidth": 0.5},
             "encoding": {
                 "x": x,
                 "x2": {"field": "to"},
                 "y": {"field": "n", "type": "quantitative", "title": unit},
+                "y2": {"datum": 0},
                 "tooltip": _tooltip(from_=what, to="to", n=unit),
             },
         },
@@ -86,20 +88,25 @@ def heat(title: str, found: AgainstLength) -> Chart:
                 "mark": {"type": "rect"},
                 "encoding": {
                     "x": x, "x2": {"field": "x2"}, "y": y, "y2": {"field": "y2"}, "color": count,
-                    "tooltip": _tooltip(x="characters from", x2="to", y="score from", y2="to", n="completions"),
+                    "tooltip": _tooltip(
+                        x="characters from", x2="to", y="score from", y2="to", n="completions"
+                    ),
                 },
             },
             {
                 "data": {"values": means},
-                "mark": {"type": "line", "color": "@rejected", "strokeWidth": 2, "point": {"color": "@rejected", "size": 22}},
-                "encoding": {"x": x, "y": y, "tooltip": _tooltip(x="characters", y="mean score", n="completions")},
+                "mark": {"type": "line", "color": "@rejected", "point": {"color": "@rejected", "size": 22}},
+                "encoding": {
+                    "x": x, "y": y,
+                    "tooltip": _tooltip(x="characters", y="mean score", n="completions"),
+                },
             },
         ],
     }  # fmt: skip
     rho = "does not vary with length" if found.rho is None else f"{found.rho:+.2f}"
     caption = (
-        f"{found.n:,} completions; the line is the mean score by range of lengths. Spearman's rank correlation of "
-        f"score with characters: {rho}. A judge that loves length has one near 1."
+        f"{found.n:,} completions; the line is the mean score by range of lengths. Spearman's rank "
+        f"correlation of score with characters: {rho}. A judge that loves length has one near 1."
     )
     rows = tuple((number(a), number(b), number(mean), n) for a, b, mean, n in found.means)
     return Chart(title, spec, caption, ("characters from", "to", "mean score", "completions"), rows)
@@ -108,7 +115,7 @@ def heat(title: str, found: AgainstLength) -> Chart:
 def shares(title: str, counts: Mapping[str, int], unit: str, caption: str) -> Chart:
     """Counts as horizontal bars with their share of all."""
     total = max(1, sum(counts.values()))
-    values = [
+    values: list[dict[str, Any]] = [
         {"what": name, "n": n, "share": n / total, "label": f"{100 * n / total:.1f} %"}
         for name, n in counts.items()
     ]
@@ -150,7 +157,7 @@ def lines(
     spec = _spec(values, {"mark": {"type": "line", "point": len(values) < 80}, "encoding": encoding})
     steps = sorted({step for points in series.values() for step, _ in points})
     by_step = {name: dict(points) for name, points in series.items()}
-    rows = tuple(
+    rows: tuple[Row, ...] = tuple(
         (step, *(number(by_step[name].get(step)) for name in series))
         for step in steps[:: len(steps) // 60 + 1]
     )
@@ -160,7 +167,7 @@ def lines(
 def by_round(
     name: str, title: str, rounds: Sequence[RoundFigures], *, even: float | None = None
 ) -> Chart | None:
-    """A figure by round with its interval; a gate's limits are dashed, and a round that tripped one is marked.
+    """A figure by round with its interval; a gate's limits are dashed, a round that tripped one is marked.
 
     even: a value that says "no difference", drawn as a thin line. None where no round has a value.
     """
@@ -168,7 +175,7 @@ def by_round(
     for one in rounds:
         figure = one.figures.get(name, {})
         value = figure.get("value")
-        if not isinstance(value, int | float):
+        if not known(value):
             continue
         low, high = figure.get("interval") or (None, None)
         values.append({"round": one.round, "value": value, "low": low, "high": high, "n": figure.get("n")})
@@ -180,20 +187,21 @@ def by_round(
     if not values:
         return None
     limits = _limits(name, rounds)
+    named = [one.round for one in rounds][:: len(rounds) // 12 + 1]
     x = {
         "field": "round", "type": "quantitative", "title": "round",
-        "axis": {"tickMinStep": 1, "format": "d", "values": [one.round for one in rounds][:: len(rounds) // 12 + 1]},
+        "axis": {"format": "d", "values": named},
         "scale": {"domain": [rounds[0].round - 0.3, rounds[-1].round + 0.3]},
     }  # fmt: skip
     y = {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False}}
     layer: list[Spec] = []
     if any(v["low"] is not None for v in values):
-        known = [v for v in values if v["low"] is not None]
+        banded = [v for v in values if v["low"] is not None]
         ends = {"y": y | {"field": "low"}, "y2": {"field": "high"}, "x": x}
         mark = {"type": "area", "color": "@accent", "opacity": 0.16}
-        layer.append({"data": {"values": known}, "mark": mark, "encoding": ends})
+        layer.append({"data": {"values": banded}, "mark": mark, "encoding": ends})
         bar = {"type": "rule", "color": "@accent", "opacity": 0.6}
-        layer.append({"data": {"values": known}, "mark": bar, "encoding": ends})
+        layer.append({"data": {"values": banded}, "mark": bar, "encoding": ends})
     if even is not None:
         mark = {"type": "rule", "color": "@muted", "opacity": 0.6}
         layer.append({"data": {"values": [{"value": even}]}, "mark": mark, "encoding": {"y": y}})
@@ -234,7 +242,7 @@ def _limits(name: str, rounds: Sequence[RoundFigures]) -> list[Spec]:
     gates = [g for one in rounds for g in one.gates if g.get("figure") == name]
     found = []
     for end, words in (("min", "at least"), ("max", "at most")):
-        if gates and isinstance(gates[-1].get(end), int | float):
+        if gates and known(gates[-1].get(end)):
             limit = gates[-1][end]
             found.append({"value": limit, "what": f"{words} {number(limit)}"})
     return found
@@ -242,7 +250,7 @@ def _limits(name: str, rounds: Sequence[RoundFigures]) -> list[Spec]:
 
 def seconds_by_round(rounds: Sequence[RoundFigures]) -> Chart | None:
     """Where the time of each round went."""
-    values = [
+    values: list[dict[str, Any]] = [
         {"round": str(one.round), "stage": stage, "seconds": seconds, "place": place}
         for one in rounds
         for place, (stage, seconds) in enumerate(one.seconds.items())
@@ -267,7 +275,9 @@ def seconds_by_round(rounds: Sequence[RoundFigures]) -> Chart | None:
         },
     )  # fmt: skip
     spec["height"] = {"step": 30}
-    rows = tuple((one.round, *(number(one.seconds.get(stage)) for stage in stages)) for one in rounds)
+    rows: tuple[Row, ...] = tuple(
+        (one.round, *(number(one.seconds.get(stage)) for stage in stages)) for one in rounds
+    )
     return Chart(
         "Where the time went", spec, "Seconds of each round by stage.", ("round", *stages), rows, True
     )
@@ -286,13 +296,18 @@ def _tooltip(**fields: str) -> list[Spec]:
     return [{"field": field.rstrip("_"), "title": title} for field, title in fields.items()]
 
 
+def known(value: Any) -> bool:
+    """Whether a figure was had: a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def number(value: Any) -> str:
-    """Four significant digits, or a dash.
+    """Four significant digits, or a dash for what is no finite number.
 
     >>> number(0.123456), number(12345.6), number(None)
     ('0.1235', '12,346', '–')
     """
-    if not isinstance(value, int | float):
+    if not known(value):
         return "–"
     if isinstance(value, int) or (value == round(value) and abs(value) < 1e15):
         return f"{value:,.0f}"

@@ -1,12 +1,13 @@
 """A run directory, or a whole directory of rounds, as a `Report`.
 
 Prompts are walked one by one; what is kept of each is a few numbers (`tally`, `sample`), so memory grows
-with the number of records and not with their texts. The pairs that were drawn are read again, with their texts.
+with the number of records and not with their texts. The pairs that were drawn are read again, whole.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -171,8 +172,6 @@ def stand_in(
     """What to show of a prompt that has no pairs: its best and worst answer by the newest pass, else
     its first two different ones."""
     if kind == BEST_WORST:
-        from collections import Counter
-
         ranked = eligible(list(scored.values())[-1], Counter())
         if len(ranked) < 2:
             return []
@@ -195,7 +194,8 @@ class _Reader:
 
     def __init__(self, run: RunDir, indices: dict[Path, Index]) -> None:
         self.run, self._indices = run, indices
-        self.passes, self.pair_sets, self.notes = *_present(run), ()
+        self.passes, self.pair_sets = _present(run)
+        self.notes: tuple[str, ...] = ()
         if len(self.passes) > MOST_PASSES:
             self.notes = (f"The {MOST_PASSES} newest judging passes are compared with each other.",)
         self._aspects = {name: aspects_of(run, name) for name in self.passes}

@@ -170,8 +170,9 @@ function section(found, shown) {
   if (found.lead) made.append(element("p", "lead", isolated(found.lead)));
   for (const note of found.notes) made.append(element("p", "note", isolated(note)));
   if (found.cards.length) made.append(element("dl", "cards", ...found.cards.map(card)));
+  const beside = found.charts.length ? found.tables.filter((rows) => rows.head.length < 4) : []; // narrow ones
   if (found.charts.length) {
-    made.append(element("div", "charts", ...found.charts.slice(0, shown).map(chart)));
+    made.append(element("div", "charts", ...found.charts.slice(0, shown).map(chart), ...beside.map((rows) => table(rows.title, rows.head, rows.rows))));
     const more = found.charts.slice(shown);
     if (more.length) {
       const fold = element("details", "more", element("summary", "", `${more.length} more charts`));
@@ -179,14 +180,14 @@ function section(found, shown) {
       made.append(fold);
     }
   }
-  for (const rows of found.tables) made.append(table(rows.title, rows.head, rows.rows));
+  for (const rows of found.tables.filter((one) => !beside.includes(one))) made.append(table(rows.title, rows.head, rows.rows));
   return made;
 }
 
 const nav = document.getElementById("nav");
 
 function link(title, id) {
-  const made = element("a", "", title.length > 32 ? `${title.slice(0, 31)}…` : title);
+  const made = element("a", "", title.length > 40 ? `${title.slice(0, 39)}…` : title);
   made.href = `#${id}`;
   return element("li", "", made);
 }

@@ -1,7 +1,7 @@
 """A `Report` as one HTML file that needs no network, stays under a size and runs nothing that a run holds.
 
-Texts of a run stand in JSON, in which no character can end the element around it, and reach the page by `textContent`.
-The page's own policy lets only its three scripts run, by their hashes, and fetches nothing.
+Texts of a run stand in JSON, in which no character can end the element around it, and reach the page by
+`textContent`. The page's own policy lets only its three scripts run, named by their hashes, and fetches nothing.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rounds.report.details import of_run
 from rounds.report.examples import MOST_CHARS
-from rounds.report.sections import Card, Section, of_run, overall
+from rounds.report.overview import overall
+from rounds.report.sections import Card, Section
 from rounds.report.shapes import Example, Report, Side
 
 LIMIT_BYTES = 10_000_000
@@ -83,9 +85,9 @@ def _fixed(title: str) -> dict[str, str]:
     import vl_convert
 
     notice = (_HERE / "vega.txt").read_text("utf-8")
-    bundle = vl_convert.javascript_bundle()
-    scripts = {
-        "vega": f"/*\n{notice}*/\n{bundle}",
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    scripts = {  # the bundle in a function, or its names would be ours too
+        "vega": f"/*\n{notice}*/\n(() => {{{bundle}}})();",
         "page_js": (_HERE / "page.js").read_text("utf-8"),
         "pairs_js": (_HERE / "pairs.js").read_text("utf-8"),
     }
@@ -93,9 +95,7 @@ def _fixed(title: str) -> dict[str, str]:
         assert not re.search("</script|<!--", script, re.IGNORECASE), name
     css = (_HERE / "page.css").read_text("utf-8")
     scripted = " ".join(_hash(script) for script in scripts.values())
-    policy = (
-        f"default-src 'none'; script-src {scripted}; style-src {_hash(css)}; base-uri 'none'; form-action 'none'"
-    )
+    policy = f"default-src 'none'; script-src {scripted}; style-src {_hash(css)}; base-uri 'none'; form-action 'none'"
     shown = html.escape(_HALF.sub("\ufffd", title).replace("\0", "\ufffd"))
     return {"title": shown, "css": css, "policy": policy, **scripts}
 
@@ -117,7 +117,9 @@ def _sections(report: Report) -> tuple[dict[str, Any], int]:
     while len(scopes) > 2 and len(embed(scopes)) > _SECTIONS_BYTES:
         scopes = [*scopes[: len(scopes) - 2 : 2], *scopes[-2:]]
     if len(scopes) < len(report.runs):
-        notes.append(f"Details are shown of {len(scopes)} of {len(report.runs)} rounds, to keep the page small.")
+        notes.append(
+            f"Details are shown of {len(scopes)} of {len(report.runs)} rounds, to keep the page small."
+        )
     first = max((i for i, scope in enumerate(scopes) if scope["label"] != "evaluation"), default=0)
     made = {
         "overall": _plain(overall(replace(report, notes=tuple(notes)))),
@@ -214,4 +216,4 @@ def _lead(report: Report, kept: int, chars: int) -> str:
         else "weighted to the doubtful ones: small margins, orders that disagree, judges that disagree"
     )
     cut = f" Texts longer than {chars:,} characters are cut." if chars < MOST_CHARS else ""
-    return f"{kept:,} of {report.offered:,} {what}, {drawn}.{cut} Marked: the words that the other answer has not."
+    return f"{kept:,} of {report.offered:,} {what}, {drawn}.{cut} Marked are the words of one answer only."

@@ -156,7 +156,9 @@ class PassTally:
         self._aspects: dict[str, array[float]] = defaultdict(lambda: array("d"))
         self._scores: array[float] = array("d")  # of the scored completions
         self._lengths: array[int] = array("I")
-        self._places: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+        self._places: dict[str, list[int]] = defaultdict(
+            lambda: [0, 0, 0, 0]
+        )  # preferred: first, tie, second, none
         self._outcomes: dict[str, Counter[str]] = defaultdict(Counter)
 
     def add(self, judgments: Sequence[Judgment], candidates: Sequence[Candidate]) -> None:
@@ -208,8 +210,8 @@ class PassTally:
             combined=histogram(self._scores),
             against_length=against_length(self._scores, self._lengths),
             orders=tuple(
-                Orders(aspect, *places[:3], places[3], {o: self._outcomes[aspect][o] for o in OUTCOMES})
-                for aspect, places in sorted(self._places.items())
+                Orders(aspect, first, tie, second, silent, {o: self._outcomes[aspect][o] for o in OUTCOMES})
+                for aspect, (first, tie, second, silent) in sorted(self._places.items())
             ),
             finished=finished,
         )
