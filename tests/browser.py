@@ -19,10 +19,10 @@ import aiohttp
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _FLAGS = (
-    "--headless", "--disable-gpu", "--no-first-run", "--no-default-browser-check",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--remote-debugging-port=0",
-    "--hide-scrollbars", "--force-color-profile=srgb",
-)  # fmt: skip
+    "--headless --disable-gpu --no-first-run --no-default-browser-check --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --remote-debugging-port=0 "
+    "--hide-scrollbars --force-color-profile=srgb"
+).split()
 _KEYS = {"Escape": 27, "ArrowRight": 39, "ArrowLeft": 37, "Enter": 13, "Tab": 9}
 
 
@@ -97,8 +97,9 @@ class Page:
     def click(self, selector: str) -> None:
         """A click of the mouse on the middle of an element, which something above it would catch."""
         at = self.js(
-            f"(() => {{ const one = document.querySelector({json.dumps(selector)}); one.scrollIntoView({{block: "
-            "'center', behavior: 'instant'}); const box = one.getBoundingClientRect(); "
+            f"(() => {{ const one = document.querySelector({json.dumps(selector)}); "
+            "one.scrollIntoView({block: 'center', behavior: 'instant'}); "
+            "const box = one.getBoundingClientRect(); "
             "return [box.x + box.width / 2, box.y + box.height / 2]; })()"
         )
         for kind in ("mousePressed", "mouseReleased"):

@@ -143,8 +143,8 @@ def _agreement(run: RunReport) -> Section:
     if not rows:
         return Section("agreement", "")
     lead = (
-        "Of each two completions of a prompt that both passes scored: how often they are ordered alike. Kappa "
-        "takes off what chance would give."
+        "Of each two completions of a prompt that both passes scored: how often they are ordered alike. "
+        "Kappa takes off what chance would give."
     )
     table = Table("Passes, two by two", ("one", "other", "pairs", "ordered alike", "kappa"), rows)
     return Section("agreement", "Agreement between judges", lead, tables=(table,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from gavel.records import Completion, Judgment, PreferencePair, Prompt
-from rounds.report.shapes import Example, Said, Side
+from rounds.report.shapes import Example, Excerpt, Said, Side
 from rounds.report.tally import tokens_of
 
 MOST_CHARS = 20_000  # of a text that are kept; the page may show fewer
@@ -36,8 +36,8 @@ def example(
         kind=kind,
         id=pair.id,
         prompt_id=prompt.id,
-        prompt=tuple((message.role, message.content[:MOST_CHARS]) for message in prompt.messages),
-        references=tuple(text[:MOST_CHARS] for text in prompt.references),
+        prompt=tuple((message.role, Excerpt.of(message.content, MOST_CHARS)) for message in prompt.messages),
+        references=tuple(Excerpt.of(text, MOST_CHARS) for text in prompt.references),
         chosen=_side(by_id[pair.chosen_id], pair.chosen_score if scored else None),
         rejected=_side(by_id[pair.rejected_id], pair.rejected_score if scored else None),
         margin=pair.margin if scored else None,
@@ -50,18 +50,16 @@ def example(
 def _side(completion: Completion, score: float | None) -> Side:
     return Side(
         id=completion.id,
-        text=completion.text[:MOST_CHARS],
-        chars=len(completion.text),
+        text=Excerpt.of(completion.text, MOST_CHARS),
         tokens=tokens_of(completion),
         score=score,
         finish=completion.finish_reason,
-        thinking=_cut(completion.thinking),
-        model=completion.model,
+        thinking=_excerpt(completion.thinking),
     )
 
 
-def _cut(text: str | None) -> str | None:
-    return None if text is None else text[:MOST_CHARS]
+def _excerpt(text: str | None) -> Excerpt | None:
+    return None if text is None else Excerpt.of(text, MOST_CHARS)
 
 
 def _said(pair: PreferencePair, judgments: Mapping[str, Sequence[Judgment]]) -> list[Said]:
@@ -81,8 +79,8 @@ def _said(pair: PreferencePair, judgments: Mapping[str, Sequence[Judgment]]) -> 
             aspect=judgment.aspect,
             shown=", ".join(names.get(one, "another") for one in judgment.completion_ids),
             answer=_answer(judgment),
-            raw=_cut(judgment.raw),
-            thinking=_cut(judgment.thinking),
+            raw=_excerpt(judgment.raw),
+            thinking=_excerpt(judgment.thinking),
         )
         for _, judging, judgment in found[:_MOST_SAID]
     ]

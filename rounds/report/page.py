@@ -1,12 +1,13 @@
 """A `Report` as one HTML file that needs no network, stays under a size and runs nothing that a run holds.
 
 Texts of a run stand in JSON, in which no character can end the element around it, and reach the page by
-`textContent`. The page's own policy lets only its three scripts run, named by their hashes, and fetches nothing.
+`textContent`. The page's own policy lets only its three scripts run, named by their hashes; no fetch.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import html
 import json
@@ -22,7 +23,7 @@ from rounds.report.details import of_run
 from rounds.report.examples import MOST_CHARS
 from rounds.report.overview import overall
 from rounds.report.sections import Card, Section
-from rounds.report.shapes import Example, Report, Side
+from rounds.report.shapes import Example, Excerpt, Report, Side
 
 LIMIT_BYTES = 10_000_000
 _SECTIONS_BYTES = 4_000_000  # of that for everything but pairs and scripts
@@ -37,7 +38,7 @@ _HALF = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which UTF-8 c
 
 
 def build(report: Report, limit_bytes: int = LIMIT_BYTES) -> tuple[bytes, dict[str, Any]]:
-    """The page, and what is in it: `bytes`, `pairs`, `text_chars` (where longer texts are cut).
+    """The page, and what is in it: `bytes`, `pairs`, `text_chars` (where longer texts are cut), `runs`.
 
     What does not fit is left out in this order: the ends of long texts, then pairs.
     """
@@ -82,10 +83,8 @@ def headline(report: Report) -> list[Card]:
 
 def _fixed(title: str) -> dict[str, str]:
     """The parts that do not depend on the run, its title aside."""
-    import vl_convert
-
     notice = (_HERE / "vega.txt").read_text("utf-8")
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    bundle = _bundle()
     scripts = {  # the bundle in a function, or its names would be ours too
         "vega": f"/*\n{notice}*/\n(() => {{{bundle}}})();",
         "page_js": (_HERE / "page.js").read_text("utf-8"),
@@ -95,9 +94,18 @@ def _fixed(title: str) -> dict[str, str]:
         assert not re.search("</script|<!--", script, re.IGNORECASE), name
     css = (_HERE / "page.css").read_text("utf-8")
     scripted = " ".join(_hash(script) for script in scripts.values())
-    policy = f"default-src 'none'; script-src {scripted}; style-src {_hash(css)}; base-uri 'none'; form-action 'none'"
+    allowed = f"default-src 'none'; script-src {scripted}; style-src {_hash(css)}"
+    policy = f"{allowed}; base-uri 'none'; form-action 'none'"
     shown = html.escape(_HALF.sub("\ufffd", title).replace("\0", "\ufffd"))
     return {"title": shown, "css": css, "policy": policy, **scripts}
+
+
+@functools.cache
+def _bundle() -> str:
+    """Vega-Lite and what it stands on as one script; takes two seconds."""
+    import vl_convert
+
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
 def _hash(text: str) -> str:
@@ -146,7 +154,7 @@ def _pairs(examples: Sequence[Example], room: int) -> tuple[str, int, int]:
             made = "[" + ",".join(embed(_shown(one, chars)) for one in kept) + "]"
             if len(made.encode()) <= room or not kept:
                 return made, chars, len(kept)
-        kept = kept[::2]  # every second, so that each stratum and round keeps its part
+        kept = kept[1::2]  # every second, so that each stratum and round keeps its part
 
 
 def _shown(one: Example, chars: int) -> dict[str, Any]:
@@ -157,9 +165,9 @@ def _shown(one: Example, chars: int) -> dict[str, Any]:
         "kind": one.kind,
         "id": _cut(one.id, _ID_CHARS),
         "prompt_id": _cut(one.prompt_id, _ID_CHARS),
-        "prompt": [[_cut(role, 40), text[:chars], _whole(text, chars)] for role, text in turns],
+        "prompt": [[_cut(role, 40), *_text(text, chars)] for role, text in turns],
         "earlier": len(one.prompt) - len(turns),
-        "references": [_cut(text, chars) for text in one.references[:4]],
+        "references": [_text(text, chars) for text in one.references[:4]],
         "chosen": _side(one.chosen, chars),
         "rejected": _side(one.rejected, chars),
         "margin": one.margin,
@@ -171,9 +179,8 @@ def _shown(one: Example, chars: int) -> dict[str, Any]:
                 "aspect": _cut(said.aspect, _ID_CHARS),
                 "shown": said.shown,
                 "answer": _cut(said.answer, _ID_CHARS),
-                "raw": None if said.raw is None else said.raw[: chars // 2],
-                "cut": 0 if said.raw is None else _whole(said.raw, chars // 2),
-                "thinking": None if said.thinking is None else _cut(said.thinking, chars // 2),
+                "raw": said.raw and _text(said.raw, chars // 2),
+                "thinking": said.thinking and _text(said.thinking, chars // 2),
             }
             for said in one.said
         ],
@@ -183,19 +190,19 @@ def _shown(one: Example, chars: int) -> dict[str, Any]:
 def _side(side: Side, chars: int) -> dict[str, Any]:
     return {
         "id": _cut(side.id, _ID_CHARS),
-        "text": side.text[:chars],
-        "cut": side.chars > chars,
-        "chars": side.chars,
+        "text": _text(side.text, chars),
+        "chars": side.text.chars,
         "tokens": side.tokens,
         "score": side.score,
         "finish": side.finish,
-        "thinking": None if side.thinking is None else _cut(side.thinking, chars),
+        "thinking": side.thinking and _text(side.thinking, chars),
     }
 
 
-def _whole(text: str, chars: int) -> int:
-    """How long a text is that has to be cut, else 0. Texts were cut once already where they were read."""
-    return len(text) if len(text) > chars else 0
+def _text(text: Excerpt, chars: int) -> list[Any]:
+    """What is shown of a text, and how long it was where that is not all, else 0."""
+    shorter = text.shorter(chars)
+    return [shorter.text, shorter.chars if shorter.is_cut else 0]
 
 
 def _cut(text: str, chars: int) -> str:

@@ -25,10 +25,16 @@ function visible(text) {
   return nodes;
 }
 
-function block(tag, className, text, cut) {
+/** text: a string, or [what is shown of it, characters in all where that is not everything]. */
+function block(tag, className, text) {
+  if (Array.isArray(text)) {
+    const [shown, cut] = text;
+    const made = block(tag, className, shown);
+    if (cut) made.append(cutNote(cut));
+    return made;
+  }
   const made = element(tag, className, ...visible(text));
   made.dir = "auto";
-  if (cut) made.append(cutNote(cut));
   return made;
 }
 
@@ -91,9 +97,9 @@ function side(pair, which, title, words) {
     one.score === null ? null : `score ${number(one.score)}`, `${one.chars.toLocaleString("en")} characters`,
     one.tokens === null ? null : `${one.tokens.toLocaleString("en")} tokens`, one.finish === "length" ? "cut off at the limit" : null,
   ].filter(Boolean);
-  const text = words ? marked(words) : block("div", "text", one.text);
-  if (!one.text) text.append(element("em", "", "(empty)"));
-  if (one.cut) text.append(cutNote(one.chars));
+  const text = words ? marked(words) : block("div", "text", one.text[0]);
+  if (!one.text[0]) text.append(element("em", "", "(empty)"));
+  if (one.text[1]) text.append(cutNote(one.text[1]));
   const made = element("div", `side ${which}`, element("h3", "", title), element("p", "facts", facts.join(" · ")), text);
   if (one.thinking) made.append(element("details", "", element("summary", "", "Thinking"), block("div", "text", one.thinking)));
   made.append(block("p", "ids", one.id));
@@ -106,7 +112,7 @@ function judgments(pair) {
     const reply = element("td", "");
     if (said.raw === null) reply.append("–");
     else {
-      const fold = element("details", "", element("summary", "", "raw reply"), block("pre", "raw text", said.raw, said.cut));
+      const fold = element("details", "", element("summary", "", "raw reply"), block("pre", "raw text", said.raw));
       if (said.thinking) fold.append(element("p", "facts", "Thinking"), block("pre", "raw text", said.thinking));
       fold.open = pair.said.length < 5;
       reply.append(fold);
@@ -136,14 +142,14 @@ function show() {
     return;
   }
   const pair = found[current], titles = TITLES[pair.kind] ?? TITLES.pair;
-  const words = differences ? compared(pair.chosen.text, pair.rejected.text) : null;
+  const words = differences ? compared(pair.chosen.text[0], pair.rejected.text[0]) : null;
   const head = element("div", "head",
     element("p", "where", `${current + 1} of ${found.length} · `, element("bdi", "", pair.label)),
     element("div", "go", button("← Previous", () => go(-1), current === 0), button("Next →", () => go(1), current === found.length - 1)));
   const badges = element("div", "badges", pair.margin === null ? null : element("span", "badge", `margin ${number(pair.margin)}`),
     pair.p === null ? null : element("span", "badge", `p ${number(pair.p)}`), ...pair.doubts.map((doubt) => element("span", "badge doubt", doubt)));
-  const prompt = element("div", "said", element("h3", "", "Prompt"), ...pair.prompt.map(([role, text, cut]) =>
-    element("div", "turn", element("div", "role", ...visible(role)), block("div", "text", text, cut))));
+  const prompt = element("div", "said", element("h3", "", "Prompt"), ...pair.prompt.map(([role, ...text]) =>
+    element("div", "turn", element("div", "role", ...visible(role)), block("div", "text", text))));
   if (pair.earlier) prompt.append(element("span", "cut", `${pair.earlier} earlier turns are not shown`));
   const check = element("input", "");
   check.type = "checkbox";
@@ -203,8 +209,8 @@ const ORDERS = {
 
 function haystack(pair) {
   pair.all ??= [
-    pair.id, pair.prompt_id, pair.chosen.id, pair.rejected.id, pair.chosen.text, pair.rejected.text, ...pair.references,
-    ...pair.prompt.map(([, text]) => text), ...pair.said.flatMap((said) => [said.aspect, said.raw ?? ""]),
+    pair.id, pair.prompt_id, pair.chosen.id, pair.rejected.id, pair.chosen.text[0], pair.rejected.text[0], ...pair.references.map(([text]) => text),
+    ...pair.prompt.map(([, text]) => text), ...pair.said.flatMap((said) => [said.aspect, said.raw?.[0] ?? ""]),
   ].join("\n").toLowerCase();
   return pair.all;
 }

@@ -162,17 +162,35 @@ class RunReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """One of the two completions of an example; texts may be cut, `chars` is the whole length."""
+class Excerpt:
+    """The beginning of a text, or all of it. chars: of the whole text."""
 
-    id: str
     text: str
     chars: int
+
+    @classmethod
+    def of(cls, text: str, chars: int) -> Excerpt:
+        """At most the first `chars` characters."""
+        return cls(text[:chars], len(text))
+
+    def shorter(self, chars: int) -> Excerpt:
+        return Excerpt(self.text[:chars], self.chars)
+
+    @property
+    def is_cut(self) -> bool:
+        return len(self.text) < self.chars
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two completions of an example."""
+
+    id: str
+    text: Excerpt
     tokens: int | None
     score: float | None
     finish: str | None
-    thinking: str | None
-    model: str | None
+    thinking: Excerpt | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,21 +203,21 @@ class Said:
     aspect: str
     shown: str
     answer: str
-    raw: str | None
-    thinking: str | None
+    raw: Excerpt | None
+    thinking: Excerpt | None
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A pair to look at, texts whole. label: of its run. doubts: of `sample.DOUBTS`.
+    """A pair to look at. prompt: (role, text) by turns. label: of its run. doubts: of `sample.DOUBTS`.
     kind: "pair", or what stands in for one: "best and worst" of a judged prompt, "two answers"."""
 
     label: str
     kind: str
     id: str
     prompt_id: str
-    prompt: tuple[tuple[str, str], ...]
-    references: tuple[str, ...]
+    prompt: tuple[tuple[str, Excerpt], ...]
+    references: tuple[Excerpt, ...]
     chosen: Side
     rejected: Side
     margin: float | None
