@@ -71,7 +71,10 @@ class Page:
 
     def js(self, expression: str) -> Any:
         """The value of an expression; a promise is waited for."""
-        done = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        done = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True,
+            allowUnsafeEvalBlockedByCSP=False,
+        )  # fmt: skip
         assert "exceptionDetails" not in done, done["exceptionDetails"]
         return done["result"].get("value")
 
@@ -96,12 +99,16 @@ class Page:
 
     def click(self, selector: str) -> None:
         """A click of the mouse on the middle of an element, which something above it would catch."""
-        at = self.js(
+        place = (
             f"(() => {{ const one = document.querySelector({json.dumps(selector)}); "
             "one.scrollIntoView({block: 'center', behavior: 'instant'}); "
             "const box = one.getBoundingClientRect(); "
             "return [box.x + box.width / 2, box.y + box.height / 2]; })()"
         )
+        at, before = self.js(place), None
+        while at != before:  # what is drawn above it may still move it
+            time.sleep(0.1)
+            at, before = self.js(place), at
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=at[0], y=at[1], button="left", clickCount=1)
 

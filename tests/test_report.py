@@ -1,4 +1,4 @@
-"""What the report says of a run: numbers counted by hand, what is drawn, how large it is, that it harms nobody."""
+"""What the report says of a run: numbers counted by hand, what is drawn, how large it is, no harm done."""
 
 from __future__ import annotations
 
@@ -147,7 +147,11 @@ def test_pairs_and_agreement(tmp_path: Path) -> None:
     assert {said.shown for said in by_prompt["p0"].said} == {
         "chosen", "rejected", "rejected, chosen", "chosen, rejected",
     }  # fmt: skip
-    assert {said.raw for said in by_prompt["p1"].said} == {None, "I say: first", "I say: second"}
+    assert {said.raw and said.raw.text for said in by_prompt["p1"].said} == {
+        None,
+        "I say: first",
+        "I say: second",
+    }
 
 
 def test_runs_without_pairs_show_what_they_have(tmp_path: Path) -> None:
@@ -493,7 +497,7 @@ def test_what_does_not_fit_is_cut_then_left_out(tmp_path: Path) -> None:
     assert summary["pairs"] == 60
     assert len(whole) < LIMIT_BYTES
     bare = len(build_page(Report("t", "p", collect(run).runs))[0])
-    for room, pairs, chars in ((2_000_000, 60, 1000), (400_000, 60, 200), (60_000, 8, 200), (200, 0, 8000)):
+    for room, pairs, chars in ((2_000_000, 60, 1000), (400_000, 60, 200), (60_000, 7, 200), (200, 0, 8000)):
         page, summary = build_page(collect(run), bare + 4096 + room)
         assert len(page) <= bare + 4096 + room
         assert (summary["pairs"], summary["text_chars"]) == (pairs, chars), room

@@ -87,7 +87,7 @@ const views = new Map();
 async function draw(place) {
   views.get(place)?.finalize();
   try {
-    const made = await vegaEmbed(place, colored(drawn.get(place)), {
+    const made = await vegaEmbed(place, { ...colored(drawn.get(place)), autosize: { type: "fit-x", contains: "padding" } }, {
       ast: true, // an interpreter: nothing is compiled, so the page's policy holds
       actions: false, renderer: "svg", config: config(), tooltip: showTip, defaultStyle: false,
     });
@@ -143,6 +143,8 @@ function isolated(value) {
 function chart(found) {
   const plot = element("div", "plot");
   plot.spec = found.spec;
+  const height = found.spec.height; // kept free, so that nothing jumps when the chart is drawn
+  plot.style.minHeight = `${typeof height === "number" ? height + 44 : height.step * found.rows.length + 60}px`;
   plot.setAttribute("role", "img");
   plot.setAttribute("aria-label", `${found.title}. ${found.caption}`);
   const rows = element("details", "", element("summary", "", "As a table"));
