@@ -187,20 +187,20 @@ def test_rounds_are_read_with_their_gates(tmp_path: Path) -> None:
     report = collect(rounds(tmp_path))
     assert [one.round for one in report.rounds] == [0, 1, 2]
     assert [run.label for run in report.runs] == ["round 1", "round 2"]
-    sections = {section.id: section for section in overall(report)}
-    cards = {card.label: card for card in sections["headline"].cards}
+    sections = {section.nav: section for section in overall(report)}
+    cards = {card.label: card for card in sections["Headline"].cards}
     assert cards["best round"].value == "1"
     assert cards["win rate against first"].value == "61.2 %"
     assert cards["win rate against first"].note == "95 %: 55.2 to 67.2, 256 prompts"
     assert cards["gates tripped"].value == "1"
     assert cards["gates tripped"].bad
     assert cards["time"].value == "3 min 16 s"
-    chart = next(c for c in sections["rounds"].charts if c.title.startswith("Win rate"))
+    chart = next(c for c in sections["Figures"].charts if c.title.startswith("Win rate"))
     assert [row[:2] for row in chart.rows] == [(1, "61.2"), (2, "43")]
     assert chart.caption == "Gate: at least 45 (dashed); round 2 tripped it: roll back."
-    gates = sections["gates"].tables[1].rows
+    gates = sections["Gates"].tables[1].rows
     assert gates[0][4:] == ("✕ roll back", "The policy wins less often than 45 %.")
-    assert "distinct_2" not in str([c.title for c in sections["rounds"].charts])  # null is no figure
+    assert "distinct_2" not in str([c.title for c in sections["Figures"].charts])  # null is no figure
 
 
 def test_a_round_done_again_counts_once_by_its_last_line(tmp_path: Path) -> None:

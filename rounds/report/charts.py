@@ -13,6 +13,7 @@ from typing import Any
 
 from rounds.report.shapes import AgainstLength, Histogram, RoundFigures
 
+_CROSS = "M-1,-1L1,1M-1,1L1,-1"
 Row = tuple[str | float | int | None, ...]
 Spec = dict[str, Any]
 
@@ -121,10 +122,12 @@ def shares(title: str, counts: Mapping[str, int], unit: str, caption: str) -> Ch
     ]
     y = {"field": "what", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 190}}
     x = {"field": "share", "type": "quantitative", "title": f"share of {unit}", "axis": {"format": "%"}}
-    room = {"scale": {"domainMax": min(1.15, max(0.1, 1.2 * max(v["share"] for v in values)))}}  # for labels
+    room = {
+        "scale": {"domainMax": 1.3 * max(0.1, *(v["share"] for v in values)), "nice": False}
+    }  # for labels
     spec: Spec = {
         "width": "container",
-        "height": {"step": 30},
+        "height": 45 + 30 * len(values),
         "data": {"values": values},
         "encoding": {"y": y, "x": x | room, "tooltip": _tooltip(what="what", n=unit, label="share")},
         "layer": [
@@ -153,7 +156,10 @@ def lines(
     }
     if len(series) > 1:
         told = {"field": "name", "type": "nominal", "sort": None, "title": None}
-        encoding |= {"color": told | {"legend": {"orient": "top"}}, "strokeDash": told}
+        encoding |= {
+            "color": told | {"legend": {"orient": "top", "symbolType": "stroke", "symbolSize": 300}},
+            "strokeDash": told,
+        }
     spec = _spec(values, {"mark": {"type": "line", "point": len(values) < 80}, "encoding": encoding})
     steps = sorted({step for points in series.values() for step, _ in points})
     by_step = {name: dict(points) for name, points in series.items()}
@@ -218,7 +224,7 @@ def by_round(
     )
     if tripped:
         at = {"x": x, "y": y}
-        mark = {"type": "point", "shape": "cross", "angle": 45, "size": 190, "color": "@bad", "filled": True}
+        mark = {"type": "point", "shape": _CROSS, "size": 260, "strokeWidth": 3, "stroke": "@bad"}
         layer.append({"data": {"values": tripped}, "mark": mark, "encoding": at})
         text = {"type": "text", "dy": -15, "color": "@bad", "fontWeight": 600}
         layer.append(
@@ -274,7 +280,7 @@ def seconds_by_round(rounds: Sequence[RoundFigures]) -> Chart | None:
             },
         },
     )  # fmt: skip
-    spec["height"] = {"step": 30}
+    spec["height"] = 75 + 30 * len(rounds)
     rows: tuple[Row, ...] = tuple(
         (one.round, *(number(one.seconds.get(stage)) for stage in stages)) for one in rounds
     )

@@ -20,7 +20,7 @@ from gavel.rundir import Index, RunDir, is_run, read_lines
 from gavel.scores import Candidate, aspects_of, distinct_prompts, eligible, score_completions
 from judge.panel_agreement import Agreement as Alike
 from rounds.report.examples import example
-from rounds.report.sample import PairTally, Pick
+from rounds.report.sample import PairTally, Pick, doubtfulness
 from rounds.report.shapes import Agreement, Example, PairSet, Report, RunReport
 from rounds.report.tally import PassTally, TextTally, histogram
 from rounds.report.training import read_curves, read_rounds
@@ -76,7 +76,7 @@ def collect(path: str | Path, pairs: int = 1000) -> Report:
         path=str(path),
         runs=tuple(run for run, _, _ in made),
         rounds=tuple(figures),
-        examples=tuple(one for _, examples, _ in made for one in examples),
+        examples=tuple(sorted((one for _, found, _ in made for one in found), key=doubtfulness)),
         offered=sum(offered for _, _, offered in made),
         notes=_notes(home, bool(rounds), bool(figures)),
     )

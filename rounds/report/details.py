@@ -41,7 +41,7 @@ def of_run(run: RunReport) -> list[Section]:
 def _texts(run: RunReport) -> Section:
     texts = run.texts
     if texts is None:
-        return Section("texts", "Completions", notes=run.notes)
+        return Section("Completions", "Completions", notes=run.notes)
     facts: list[Row] = [
         ("completions", texts.completions),
         ("prompts", texts.prompts),
@@ -54,7 +54,7 @@ def _texts(run: RunReport) -> Section:
     facts += [(f"by {model}", n) for model, n in texts.models.items()]
     charts = [spread("Lengths", texts.chars, "characters", "completions")] if texts.chars else []
     table = Table("What was sampled", ("what", "how many"), tuple(facts))
-    return Section("texts", "Completions", charts=tuple(charts), tables=(table,), notes=run.notes)
+    return Section("Completions", "Completions", charts=tuple(charts), tables=(table,), notes=run.notes)
 
 
 def _scores(found: PassReport) -> Section:
@@ -84,12 +84,10 @@ def _scores(found: PassReport) -> Section:
         tables.append(Table("Unusable judgments", ("why", "judgments"), tuple(found.unusable.items())))
     notes = [] if found.finished else ["This pass is not finished."]
     if found.unscored:
-        notes.append(
-            f"{found.unscored:,} of {found.completions:,} completions have no score in every aspect."
-        )
+        notes.append(f"{found.unscored:,} of {found.completions:,} completions have no usable score.")
     lead = f"{', '.join(found.methods)} by {', '.join(found.judges)}: {found.judgments:,} judgments."
     return Section(
-        f"scores-{found.name}", f"Scores: {found.name}", lead,
+        found.name, f"Scores: {found.name}", lead,
         charts=tuple(charts), tables=tuple(tables), notes=tuple(notes),
     )  # fmt: skip
 
@@ -119,7 +117,7 @@ def _orders(run: RunReport) -> Section:
                 )
                 charts.append(shares(f"Place: {name}", places, "comparisons", caption))
     if not rows and not run.passes:
-        return Section("orders", "")
+        return Section("Orders", "")
     head = (
         "pass, aspect",
         "comparisons",
@@ -141,13 +139,13 @@ def _agreement(run: RunReport) -> Section:
         for a in run.agreements
     )
     if not rows:
-        return Section("agreement", "")
+        return Section("Agreement", "")
     lead = (
         "Of each two completions of a prompt that both passes scored: how often they are ordered alike. "
         "Kappa takes off what chance would give."
     )
     table = Table("Passes, two by two", ("one", "other", "pairs", "ordered alike", "kappa"), rows)
-    return Section("agreement", "Agreement between judges", lead, tables=(table,))
+    return Section("Agreement", "Agreement between judges", lead, tables=(table,))
 
 
 def _pairs(run: RunReport) -> Section:
@@ -168,11 +166,11 @@ def _pairs(run: RunReport) -> Section:
         )  # fmt: skip
         notes += [f"{made.name}: {warning}." for warning in made.warnings]
     if not rows:
-        return Section("pairs-made", "")
+        return Section("Margins", "")
     head = ("set", "pairs", "prompts without", "mean margin", "chosen, characters", "rejected",
             "chosen longer", *run.pair_sets[0].doubtful)  # fmt: skip
     table = Table("Sets of pairs", head, tuple(rows))
-    return Section("pairs-made", "Pair margins", charts=tuple(charts), tables=(table,), notes=tuple(notes))
+    return Section("Margins", "Pair margins", charts=tuple(charts), tables=(table,), notes=tuple(notes))
 
 
 def _training(curves: Sequence[Curve]) -> Section:
@@ -182,6 +180,6 @@ def _training(curves: Sequence[Curve]) -> Section:
     for title, names in _TOGETHER:
         found = {name: left.pop(name) for name in names if name in left}
         if found:
-            charts.append(lines(title, found, caption=", ".join(found)))
+            charts.append(lines(title, found, caption=", ".join(found) if len(found) == 1 else ""))
     charts += [lines(name, {name: points}) for name, points in sorted(left.items())]
-    return Section("training", "Training curves", charts=tuple(charts))
+    return Section("Training", "Training curves", charts=tuple(charts))

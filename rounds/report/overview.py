@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rounds.report.charts import Row, by_round, number, seconds_by_round
 from rounds.report.sections import Card, Section, Table, percent
-from rounds.report.shapes import PassReport, Report, RoundFigures, RunReport
+from rounds.report.shapes import Histogram, PassReport, Report, RoundFigures, RunReport
 from rounds.report.tally import SAME, TIES
 
 #: figure of a round → its title; those not named here are shown last, by their own names
@@ -56,7 +56,7 @@ def _headline(report: Report) -> Section:
     cards = _round_cards(report.rounds) if report.rounds else []
     if not report.rounds and report.runs:
         cards = _run_cards(report.runs[-1] if len(report.runs) == 1 else report.runs)
-    return Section("headline", "Headline", cards=tuple(cards), notes=report.notes)
+    return Section("Headline", "Headline", cards=tuple(cards), notes=report.notes)
 
 
 def _round_cards(rounds: Sequence[RoundFigures]) -> list[Card]:
@@ -127,7 +127,7 @@ def _run_cards(of: RunReport | Sequence[RunReport]) -> list[Card]:
     if passes:
         judgments, unusable = sum(p.judgments for p in passes), sum(sum(p.unusable.values()) for p in passes)
         cards += [
-            Card("judgments", f"{judgments:,}", f"{len({p.name for p in passes})} judging passes"),
+            Card("judgments", f"{judgments:,}", _passes(len({p.name for p in passes}))),
             Card(
                 "unusable",
                 percent(unusable, judgments),
@@ -147,6 +147,10 @@ def _run_cards(of: RunReport | Sequence[RunReport]) -> list[Card]:
             Card("chosen is longer", percent(longer, pairs), "of the pairs"),
         ]
     return cards
+
+
+def _passes(count: int) -> str:
+    return "one judging pass" if count == 1 else f"{count} judging passes"
 
 
 def _order_agreement(passes: Iterable[PassReport]) -> tuple[int, int]:
@@ -176,7 +180,7 @@ def _rounds(rounds: Sequence[RoundFigures]) -> Section:
         "cross a round that tripped it, a band the 95 % interval."
     )
     charts = (*(c for c in drawn if c is not None), *((timing,) if timing else ()))
-    return Section("rounds", "Figures by round", lead, charts=charts, tables=(table,))
+    return Section("Figures", "Figures by round", lead, charts=charts, tables=(table,))
 
 
 def _gates(rounds: Sequence[RoundFigures]) -> Section:
@@ -209,14 +213,14 @@ def _gates(rounds: Sequence[RoundFigures]) -> Section:
     if rows:
         head = ("round", "figure", "value", "limit", "outcome", "what")
         tables.append(Table("Gates, those that tripped first", head, tuple(tripped_first)))
-    return Section("gates", "Gates and decisions", tables=tuple(tables))
+    return Section("Gates", "Gates and decisions", tables=tuple(tables))
 
 
 def _runs(runs: Sequence[RunReport]) -> Section:
     rows: list[Row] = []
     for run in runs:
         texts, made = run.texts, run.pair_sets[-1] if run.pair_sets else None
-        scored = run.passes[-1].combined if run.passes else None
+        scored = _labelling(run)
         rows.append((
             run.label,
             texts.prompts if texts else None,
@@ -228,4 +232,11 @@ def _runs(runs: Sequence[RunReport]) -> Section:
             number(made.margins.mean) if made and made.margins else None,
         ))  # fmt: skip
     head = ("", "prompts", "completions", "mean characters", "cut off", "mean score", "pairs", "mean margin")
-    return Section("runs", "Round by round", tables=(Table("What each round made", head, tuple(rows)),))
+    return Section("Rounds", "Round by round", tables=(Table("What each round made", head, tuple(rows)),))
+
+
+def _labelling(run: RunReport) -> Histogram | None:
+    """The scores of the pass that the newest pairs were made of, else of the newest pass."""
+    wanted = run.pair_sets[-1].judging if run.pair_sets else None
+    found = [one for one in run.passes if one.name == wanted] or run.passes[-1:]
+    return found[-1].combined if found else None

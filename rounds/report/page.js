@@ -64,7 +64,7 @@ function config() {
       labelFontSize: 11, titleFontSize: 11, titleFontWeight: 400, labelLimit: 140, tickCount: 5 },
     legend: { labelColor: text, titleColor: muted, labelFontSize: 11, titleFontSize: 11, titleFontWeight: 400, labelLimit: 220 },
     range: { category: color("series").split(" ") },
-    bar: { color: color("accent") }, line: { color: color("accent"), strokeWidth: 2 }, text: { color: text, fontSize: 11 },
+    bar: { color: color("accent") }, line: { color: color("accent"), strokeWidth: 2 }, point: { color: color("accent"), size: 30 }, text: { color: text, fontSize: 11 },
   };
 }
 
@@ -87,7 +87,7 @@ const views = new Map();
 async function draw(place) {
   views.get(place)?.finalize();
   try {
-    const made = await vegaEmbed(place, { ...colored(drawn.get(place)), autosize: { type: "fit-x", contains: "padding" } }, {
+    const made = await vegaEmbed(place, colored(drawn.get(place)), {
       ast: true, // an interpreter: nothing is compiled, so the page's policy holds
       actions: false, renderer: "svg", config: config(), tooltip: showTip, defaultStyle: false,
     });
@@ -143,8 +143,7 @@ function isolated(value) {
 function chart(found) {
   const plot = element("div", "plot");
   plot.spec = found.spec;
-  const height = found.spec.height; // kept free, so that nothing jumps when the chart is drawn
-  plot.style.minHeight = `${typeof height === "number" ? height + 44 : height.step * found.rows.length + 60}px`;
+  plot.style.minHeight = `${found.spec.height + 6}px`; // kept free, so that nothing jumps when it is drawn
   plot.setAttribute("role", "img");
   plot.setAttribute("aria-label", `${found.title}. ${found.caption}`);
   const rows = element("details", "", element("summary", "", "As a table"));
@@ -168,6 +167,7 @@ function section(found, shown) {
   title.id = `section-${made_sections += 1}`;
   made.id = `${title.id}-all`;
   made.setAttribute("aria-labelledby", title.id);
+  made.nav = found.nav;
   made.append(title);
   if (found.lead) made.append(element("p", "lead", isolated(found.lead)));
   for (const note of found.notes) made.append(element("p", "note", isolated(note)));
@@ -189,7 +189,7 @@ function section(found, shown) {
 const nav = document.getElementById("nav");
 
 function link(title, id) {
-  const made = element("a", "", title.length > 40 ? `${title.slice(0, 39)}…` : title);
+  const made = element("a", "", title.length > 24 ? `${title.slice(0, 23)}…` : title);
   made.href = `#${id}`;
   return element("li", "", made);
 }
@@ -209,7 +209,7 @@ function showDetails(number) {
 
 function fillNav() {
   const sections = [...document.querySelectorAll("#overall > section, #details > section, #pairs")];
-  nav.replaceChildren(...sections.filter((found) => !found.hidden).map((found) => link(found.querySelector("h2").textContent, found.id)));
+  nav.replaceChildren(...sections.filter((found) => !found.hidden).map((found) => link(found.nav ?? "Pairs", found.id)));
 }
 
 document.getElementById("overall").append(...report.overall.map((found) => section(found, 12)));

@@ -11,6 +11,7 @@ import numpy as np
 
 from gavel.records import PreferencePair
 from gavel.scores import Candidate
+from rounds.report.shapes import Example
 
 #: why a pair is doubtful, the most doubtful first
 JUDGES = "judges disagree"  # a judging pass prefers the rejected one
@@ -139,6 +140,11 @@ def doubts_of(pair: PreferencePair, passes: Sequence[dict[str, Candidate]]) -> l
         if chosen.standing is not None and both in chosen.standing.disputed:
             found.append(ORDERS)
     return list(dict.fromkeys(found))
+
+
+def doubtfulness(example: Example) -> int:
+    """The rank of an example's gravest doubt, 0 the gravest; those without doubt come last."""
+    return min((DOUBTS.index(doubt) for doubt in example.doubts), default=len(DOUBTS))
 
 
 def allot(count: int, shares: Sequence[float], available: Sequence[int]) -> list[int]:

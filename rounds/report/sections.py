@@ -26,9 +26,9 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """id: its anchor. lead: one or two sentences under the heading."""
+    """nav: its name in the page's navigation. lead: one or two sentences under the heading."""
 
-    id: str
+    nav: str
     title: str
     lead: str = ""
     cards: tuple[Card, ...] = ()
