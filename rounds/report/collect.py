@@ -192,12 +192,18 @@ def _as_pair(chosen: Completion, rejected: Completion, score: float, other: floa
 class _Reader:
     """A run's files, read prompt by prompt."""
 
-    def __init__(self, run: RunDir, indices: dict[Path, Index]) -> None:
-        self.run, self._indices = run, indices
+    def __init__(self, run: RunDir, stack: contextlib.ExitStack) -> None:
+        def index(path: Path) -> Index:
+            return stack.enter_context(contextlib.closing(Index(path)))
+
+        self.run = run
         self.passes, self.pair_sets = _present(run)
         self.notes: tuple[str, ...] = ()
         if len(self.passes) > MOST_PASSES:
             self.notes = (f"The {MOST_PASSES} newest judging passes are compared with each other.",)
+        self._completions = index(run.completions_path)
+        self._judgments = {name: index(run.judgments_path(name)) for name in self.passes}
+        self._pairs = {name: index(run.pairs_path(name)) for name in self.pair_sets}
         self._aspects = {name: aspects_of(run, name) for name in self.passes}
         known = run.manifest().get("passes", {})
         self._both = {name: known.get(name, {}).get("orders") == "both" for name in self.passes}
@@ -205,10 +211,8 @@ class _Reader:
     @classmethod
     @contextlib.contextmanager
     def open(cls, run: RunDir) -> Iterator[_Reader]:
-        passes, sets = _present(run)
-        files = [run.completions_path, *map(run.judgments_path, passes), *map(run.pairs_path, sets)]
         with contextlib.ExitStack() as stack:
-            yield cls(run, {file: stack.enter_context(contextlib.closing(Index(file))) for file in files})
+            yield cls(run, stack)
 
     def kind(self) -> str:
         return PAIR if self.pair_sets else BEST_WORST if self.passes else TWO
@@ -220,14 +224,13 @@ class _Reader:
                 yield self._read(place, prompt)
 
     def _read(self, place: int, prompt: Prompt) -> _Seen:
-        run, files = self.run, self._indices
-        completions = files[run.completions_path].read(prompt.id, Completion)
-        judgments = {name: files[run.judgments_path(name)].read(prompt.id, Judgment) for name in self.passes}
+        completions = self._completions.read(prompt.id, Completion)
+        judgments = {name: index.read(prompt.id, Judgment) for name, index in self._judgments.items()}
         scored = {
             name: score_completions(completions, found, self._aspects[name], both_orders=self._both[name])
             for name, found in judgments.items()
         }
-        pairs = {name: files[run.pairs_path(name)].read(prompt.id, PreferencePair) for name in self.pair_sets}
+        pairs = {name: index.read(prompt.id, PreferencePair) for name, index in self._pairs.items()}
         return _Seen(place, prompt, completions, judgments, scored, pairs)
 
     def examples(self, label: str, kind: str, picks: Sequence[Pick]) -> list[Example]:

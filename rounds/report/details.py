@@ -129,7 +129,7 @@ def _orders(run: RunReport) -> Section:
     tables = (Table("Orders and places", head, tuple(rows)),) if rows else ()
     note = () if rows else ("Completions were scored one at a time: there is no order that could matter.",)
     return Section(
-        "orders", "Order agreement and position bias", charts=tuple(charts[:16]), tables=tables, notes=note
+        "Orders", "Order agreement and position bias", charts=tuple(charts[:16]), tables=tables, notes=note
     )
 
 
