@@ -87,7 +87,9 @@ const views = new Map();
 async function draw(place) {
   views.get(place)?.finalize();
   try {
-    const made = await vegaEmbed(place, colored(drawn.get(place)), {
+    const inner = element("div", ""); // the library gives it a role and a name; those of `place` stay
+    place.replaceChildren(inner);
+    const made = await vegaEmbed(inner, colored(drawn.get(place)), {
       ast: true, // an interpreter: nothing is compiled, so the page's policy holds
       actions: false, renderer: "svg", config: config(), tooltip: showTip, defaultStyle: false,
     });
