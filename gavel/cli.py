@@ -35,6 +35,7 @@ COMMANDS: Table = {
     "agreement": ("judge.cli_agreement:agreement", "Check a judge against gold labels."),
     "winrate": ("rounds.cli_winrate:winrate", "Win rate, standard error, length-controlled win rate."),
     "audit": ("judge.cli_audit:audit", "What is wrong with a preference file."),
+    "report": ("rounds.cli_report:report", "A run as one page: figures, charts, pairs to look at."),
     "train": ("gavel.cli:train", "Train a model: SFT, DPO, reward model, PPO."),
     "rounds": ("gavel.cli:rounds", "Rounds of all of it by themselves, gated."),
     "doctor": ("gavel.doctor:doctor", "Check machine, engines and versions."),
