@@ -3,6 +3,7 @@ prompt stands once (`train.forest`), else a padded batch."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,12 +56,17 @@ class Tokens:
 def _one_row(rollouts: Sequence[Rollout], device: torch.device) -> tuple[dict[str, Any], Tensor]:
     prompts: dict[bytes, int] = {}
     followed = [prompts.setdefault(key_of(r.prompt_ids), len(prompts)) for r in rollouts]
-    stems = {at: r.prompt_ids[:-1] for at, r in zip(followed, rollouts, strict=True)}
-    # a prompt's last token decides the first of a completion: it stands with each of them
-    leaves = [(at, [r.prompt_ids[-1], *r.completion_ids]) for at, r in zip(followed, rollouts, strict=True)]
-    grown = forest.plant([stems[at] for at in range(len(prompts))], leaves).to(device)
+    # a shared prompt's last token decides the first of each completion: it stands with each of them
+    alone = len(prompts) == len(rollouts)
+    own = [len(r.prompt_ids) if alone else 1 for r in rollouts]
+    stems = {at: r.prompt_ids[: len(r.prompt_ids) - n] for at, r, n in zip(followed, rollouts, own, strict=True)}
+    leaves = [[*r.prompt_ids[-n:], *r.completion_ids] for r, n in zip(rollouts, own, strict=True)]
+    grown = forest.plant([stems[at] for at in range(len(prompts))], list(zip(followed, leaves, strict=True)))
+    grown = grown.to(device)
     inputs = {"input_ids": grown.input_ids, "position_ids": grown.position_ids, "forest": grown}
-    return inputs, torch.arange(sum(len(leaf) for _, leaf in leaves))
+    starts = torch.tensor([0, *map(len, leaves)]).cumsum(0).tolist()
+    kept = [torch.arange(a + n - 1, b) for (a, b), n in zip(itertools.pairwise(starts), own, strict=True)]
+    return inputs, torch.cat(kept)
 
 
 def _padded(rollouts: Sequence[Rollout], device: torch.device) -> tuple[dict[str, Any], Tensor]:
