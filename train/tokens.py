@@ -59,7 +59,9 @@ def _one_row(rollouts: Sequence[Rollout], device: torch.device) -> tuple[dict[st
     # a shared prompt's last token decides the first of each completion: it stands with each of them
     alone = len(prompts) == len(rollouts)
     own = [len(r.prompt_ids) if alone else 1 for r in rollouts]
-    stems = {at: r.prompt_ids[: len(r.prompt_ids) - n] for at, r, n in zip(followed, rollouts, own, strict=True)}
+    stems = {
+        at: r.prompt_ids[: len(r.prompt_ids) - n] for at, r, n in zip(followed, rollouts, own, strict=True)
+    }
     leaves = [[*r.prompt_ids[-n:], *r.completion_ids] for r, n in zip(rollouts, own, strict=True)]
     grown = forest.plant([stems[at] for at in range(len(prompts))], list(zip(followed, leaves, strict=True)))
     grown = grown.to(device)
