@@ -82,7 +82,7 @@ def test_at_the_start_policy_and_reference_agree(tiny: Tiny, tmp_path: Path) -> 
 
 
 def test_log_probabilities_and_values_are_those_of_one_sequence_alone(tiny: Tiny, tmp_path: Path) -> None:
-    """A batch with padding on both sides = each sequence by itself, without any, by transformers alone."""
+    """A batch = each sequence by itself, without any, by transformers alone."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -103,14 +103,20 @@ def test_log_probabilities_and_values_are_those_of_one_sequence_alone(tiny: Tiny
 
 
 def test_what_stands_in_pad_slots_changes_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    """Of the padded batch that serves where a model cannot take one row."""
     import torch
 
-    from train.rollout import Tokens
+    from train.tokens import Tokens
 
     learner = learner_of(tiny, tmp_path)
-    tokens = Tokens.of(rollouts(), torch.device("cpu"))
-    ids = torch.where(tokens.attention_mask.bool(), tokens.input_ids, 123)
-    spoiled = replace(tokens, input_ids=ids, completion_ids=ids[:, -tokens.completion_ids.shape[1] :])
+    learner.shared = False
+    tokens = Tokens.of(rollouts(), torch.device("cpu"), shared=False)
+    ids = torch.where(tokens.inputs["attention_mask"].bool(), tokens.inputs["input_ids"], 123)
+    spoiled = replace(
+        tokens,
+        inputs=tokens.inputs | {"input_ids": ids},
+        completion_ids=torch.where(tokens.mask, tokens.completion_ids, 123),
+    )
     with torch.no_grad():
         logps, values = learner._module(tokens, 1.0)
         others, other_values = learner._module(spoiled, 1.0)
@@ -118,23 +124,92 @@ def test_what_stands_in_pad_slots_changes_nothing(tiny: Tiny, tmp_path: Path) ->
     assert torch.equal(values[:, :-1][tokens.mask], other_values[:, :-1][tokens.mask])
 
 
-def test_left_and_right_padding_are_one(tiny: Tiny, tmp_path: Path) -> None:
+def test_padding_on_the_right_is_no_padding(tiny: Tiny, tmp_path: Path) -> None:
     import torch
+    from transformers import AutoModelForCausalLM
 
     from train.ppo_terms import selected_logps
 
-    learner = learner_of(tiny, tmp_path)
-    said = learner.evaluate(rollouts())
+    said = learner_of(tiny, tmp_path).evaluate(rollouts())
+    policy = AutoModelForCausalLM.from_pretrained(tiny.lm)
     width = max(len(p) + len(c) for p, c in ROLLOUTS)
     ids = torch.zeros(len(ROLLOUTS), width, dtype=torch.long)
     for row, (prompt, completion) in enumerate(ROLLOUTS):
         ids[row, : len(prompt) + len(completion)] = torch.tensor(prompt + completion)
     with torch.no_grad():
-        logits = learner.models.module.policy(ids).logits / 0.7
+        logits = policy(ids).logits / 0.7
     logps = selected_logps(logits[:, :-1], ids[:, 1:])
     for row, (prompt, completion) in enumerate(ROLLOUTS):
         found = logps[row, len(prompt) - 1 : len(prompt) + len(completion) - 1]
         assert torch.allclose(said.logps[row, : len(completion)], found, atol=1e-5)
+
+
+# one row without padding
+
+#: Two prompts of two completions each among others; a prompt of one token; the longest stands in the middle.
+KIN = [
+    ([5, 6, 7, 8, 9], [20, 21, EOS]),
+    ([40], [41, 42]),
+    ([5, 6, 7, 8, 9], [30, 31, 32, 33, 34, 35, 36, 37]),
+    ([40], [EOS]),
+    ([50, 51], [60, 61, 62, 63, EOS]),
+]
+
+
+@pytest.mark.parametrize("given", [ROLLOUTS, KIN], ids=["no prompt twice", "prompts twice"])
+@pytest.mark.parametrize("adapter", [0, 4])
+def test_one_row_without_padding_says_and_learns_what_a_padded_batch_does(
+    tiny: Tiny, tmp_path: Path, given: Any, adapter: int
+) -> None:
+    import torch
+
+    rows = [rollout(p, c, cut_off=c[-1] != EOS, name=f"c{i}") for i, (p, c) in enumerate(given)]
+    scores = [1.0, -2.0, 0.5, 3.0, 0.0][: len(rows)]
+    learner, padded = (
+        learner_of(tiny, tmp_path, batch_size=len(rows), lora_r=adapter, seed=1) for _ in range(2)
+    )
+    padded.shared = False
+    learned, expected = learned_of(learner, rows, scores), learned_of(padded, rows, scores)
+    assert learner.shared
+    for name in ("logps", "ref_logps", "values", "after", "entropies"):
+        assert torch.allclose(getattr(learned.said, name), getattr(expected.said, name), atol=1e-5), name
+    plain = gradients(padded, rows, expected, len(rows))
+    for micro in (len(rows), 2):
+        for name, gradient in gradients(learner, rows, expected, micro).items():
+            assert close(gradient, plain[name]), name
+
+
+def test_a_shared_prompt_goes_through_the_models_once(tiny: Tiny, tmp_path: Path) -> None:
+    import torch
+
+    from train.tokens import Tokens, by_kin
+
+    rows = [rollout(p, c) for p, c in KIN]
+    tokens = Tokens.of(rows, torch.device("cpu"), shared=True)
+    # 4 + 0 + 1 tokens of prompts but their last; with each completion the last of its prompt
+    assert tokens.inputs["input_ids"].shape == (
+        1,
+        4 + 0 + 1 + (1 + 3) + (1 + 2) + (1 + 8) + (1 + 1) + (1 + 5),
+    )
+    alone = Tokens.of([rows[0], rows[1]], torch.device("cpu"), shared=True)
+    assert alone.inputs["input_ids"].tolist() == [[5, 6, 7, 8, 9, 20, 21, EOS, 40, 41, 42]]
+    assert list(by_kin(rows, range(5))) == [2, 0, 4, 1, 3], "a prompt's completions together"
+
+
+def test_a_model_that_says_something_else_in_one_row_gets_a_padded_batch(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from train import forest
+
+    monkeypatch.setattr(forest.Forest, "masks", lambda self, window: (None, None))  # leaves see any stem
+    learner, rows = learner_of(tiny, tmp_path), [rollout(p, c) for p, c in KIN]
+    said = learner.evaluate(rows)
+    assert learner.shared is False
+    assert "log-probabilities differ by" in capsys.readouterr().err
+    monkeypatch.undo()
+    plain = learner_of(tiny, tmp_path)
+    plain.shared = False
+    assert said.logps.tolist() == plain.evaluate(rows).logps.tolist(), "as if it had never been tried"
 
 
 # what is optimised
@@ -185,7 +260,10 @@ def test_the_gradient_is_the_objectives(tiny: Tiny, tmp_path: Path) -> None:
     learner, rows = learner_of(tiny, tmp_path), rollouts()
     learned = learned_of(learner, rows)
     found = gradients(learner, rows, learned, 2)
-    module, config = learner.models.module, learner._config
+    module, config = (
+        learner_of(tiny, tmp_path).models.module,
+        learner._config,
+    )  # models as transformers has them
     total = torch.zeros(())
     for row, (prompt, completion) in enumerate(ROLLOUTS):
         ids, start, n = torch.tensor([prompt + completion]), len(prompt), len(completion)
@@ -196,7 +274,6 @@ def test_the_gradient_is_the_objectives(tiny: Tiny, tmp_path: Path) -> None:
         ratio = (logps - learned.said.logps[row, :n]).exp()
         total = total - (weights * advantages * ratio).sum()  # nothing is clipped at the start
         total = total + config.value_coef * 0.5 * ((values - learned.returns[row, :n]) ** 2).sum()
-    module.zero_grad()
     (total / learned.mask.sum()).backward()
     for name, parameter in module.named_parameters():
         if parameter.grad is not None:
@@ -207,10 +284,10 @@ def test_an_end_that_is_also_the_pad_token_is_learned(tiny: Tiny, tmp_path: Path
     """pad = EOS: masks come from lengths, so the EOS keeps its gradient."""
     import torch
 
-    from train.rollout import Tokens
+    from train.tokens import Tokens
 
     rows = [rollout([5, 6], [20, 0]), rollout([5], [30, 31, 32, 0])]  # 0 fills the pad slots
-    tokens = Tokens.of(rows, torch.device("cpu"))
+    tokens = Tokens.of(rows, torch.device("cpu"), shared=False)
     assert tokens.mask.tolist() == [[True, True, False, False], [True] * 4]
     learner = learner_of(tiny, tmp_path)
     logps, _ = learner._module(tokens, 0.7)

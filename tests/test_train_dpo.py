@@ -67,7 +67,7 @@ def test_the_sampled_ids_reach_the_model(
 def test_loss_is_the_hand_worked_number(model: str, tmp_path: Path) -> None:
     """The first step's loss, the reference set off by 0.5: both formulas written out here."""
     from train.dpo import train_dpo
-    from train.reference import TOLERANCE
+    from train.unique import TOLERANCE
 
     rows = with_reference(model, planted(4))
     offset = [replace(r, ref_rejected_logp=r.ref_rejected_logp + 0.5) for r in rows]

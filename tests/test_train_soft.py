@@ -297,7 +297,7 @@ def with_p(rows: list[Any], seed: int = 0) -> list[Any]:
 def test_the_trainers_loss_is_the_hand_worked_number(model: str, tmp_path: Path) -> None:
     """The first step's, the references set off by 0.5, 1.0, …, so that every pair has a z of its own."""
     from train.dpo import train_dpo
-    from train.reference import TOLERANCE
+    from train.unique import TOLERANCE
 
     p, offsets = [0.5, 0.73, 1.0, 0.9], [0.5, 1.0, 1.5, -2.0]
     rows = [replace(r, ref_rejected_logp=r.ref_rejected_logp + off, p_chosen=p)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,9 @@ from gavel.tokenizer import HfTokenizer
 from train import models
 from train.config import PpoConfig
 from train.ppo_terms import entropies, selected_logps
-from train.rollout import Tokens
+from train.rollout import Rollout
+from train.tokens import Tokens
+from train.unique import try_forest
 
 
 class ActorCritic(nn.Module):  # type: ignore[misc]
@@ -30,31 +32,47 @@ class ActorCritic(nn.Module):  # type: ignore[misc]
 
     def forward(self, tokens: Tokens, temperature: float, entropy: bool = False) -> tuple[Tensor, ...]:
         """Log-probabilities of the completion tokens at `temperature`, (B, R); values of the states before
-        each token and after the last, (B, R + 1); with `entropy` each position's, (B, R)."""
-        logits = completion_logits(self.policy, tokens) / temperature
-        found = (selected_logps(logits, tokens.completion_ids), self._values(tokens))
-        return (*found, entropies(logits)) if entropy else found
+        each token and after the last, (B, R + 1); with `entropy` each position's, (B, R). 0 where a
+        completion has ended."""
+        logits = completion_logits(self.policy, tokens, temperature)
+        found = (logps_of(logits, tokens), self._values(tokens))
+        return (*found, _spread(entropies(logits), tokens.mask)) if entropy else found
 
     def _values(self, tokens: Tokens) -> Tensor:
-        critic = self.critic.get_base_model() if hasattr(self.critic, "get_base_model") else self.critic
+        critic = base_of(self.critic)
         body = getattr(critic, critic.base_model_prefix)
-        hidden = body(
-            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask,
-            position_ids=tokens.position_ids, use_cache=False,
-        ).last_hidden_state  # (B, P + R, d)  # fmt: skip
-        kept = hidden[:, -tokens.completion_ids.shape[1] - 1 :]
-        values: Tensor = critic.score(kept).squeeze(-1).float()
-        return values
+        hidden = body(**tokens.inputs, use_cache=False).last_hidden_state.flatten(0, 1)  # (N, d)
+        return _spread(critic.score(hidden[tokens.kept])[:, 0].float(), tokens.states)
 
 
-def completion_logits(policy: Any, tokens: Tokens) -> Tensor:
-    """(B, R, V): float32 logits of the completion tokens alone."""
-    room = tokens.completion_ids.shape[1]
-    logits = policy(
-        input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, position_ids=tokens.position_ids,
-        use_cache=False, logits_to_keep=room + 1,
-    ).logits  # fmt: skip
-    return logits[:, -room - 1 : -1].float()
+def completion_logits(policy: Any, tokens: Tokens, temperature: float) -> Tensor:
+    """Float32 logits of the completion tokens alone, divided by the temperature: (tokens, V)."""
+
+    def keep(module: Any, args: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[tokens.deciding][None]
+        return output
+
+    handle = base_of(policy).base_model.register_forward_hook(keep)
+    try:
+        logits: Tensor = policy(**tokens.inputs, use_cache=False).logits[0].float()
+    finally:
+        handle.remove()
+    return logits if temperature == 1 else logits / temperature
+
+
+def logps_of(logits: Tensor, tokens: Tokens) -> Tensor:
+    """(B, R): log-probabilities of the completion tokens."""
+    return _spread(selected_logps(logits, tokens.completion_ids[tokens.mask]), tokens.mask)
+
+
+def _spread(values: Tensor, mask: Tensor) -> Tensor:
+    """One value for each True of `mask`, in its shape; 0 elsewhere."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+
+def base_of(model: Any) -> Any:
+    """The model itself, below an adapter."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @dataclass(frozen=True)
@@ -70,8 +88,27 @@ class Models:
     def ref_logps(self, tokens: Tokens, temperature: float) -> Tensor:
         """(B, R): log-probabilities by the reference."""
         with self._reference() as model:
-            logits = completion_logits(model, tokens) / temperature
-        return selected_logps(logits, tokens.completion_ids)
+            return logps_of(completion_logits(model, tokens, temperature), tokens)
+
+    def try_sharing(self, rollouts: Sequence[Rollout], device: torch.device, tolerance: float) -> str | None:
+        """Makes the models ready for one row without padding, if they say there what they say of a padded
+        batch.
+
+        Args:
+            rollouts: to try it on. tolerance: mean |Δ| of a log-probability or value at which they agree.
+
+        Returns: what stands in the way; nothing is changed then.
+        """
+        asked = [base_of(self.module.policy), base_of(self.module.critic)]
+        asked += [] if self.reference is None else [self.reference]
+
+        def said(shared: bool) -> Tensor:
+            tokens = Tokens.of(rollouts, device, shared)
+            logps, values = self.module(tokens, 1.0)
+            ref_logps = self.ref_logps(tokens, 1.0)
+            return torch.cat([logps[tokens.mask], ref_logps[tokens.mask], values[tokens.states]])
+
+        return try_forest(asked, lambda: said(False), lambda: said(True), tolerance)
 
     @contextlib.contextmanager
     def _reference(self) -> Iterator[Any]:

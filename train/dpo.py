@@ -38,8 +38,8 @@ from train.config import CONSERVATIVE, WITHIN_MICRO_BATCH, DpoConfig
 from train.data import PairRow, data_version
 from train.draw import SharedPairs
 from train.output import Output
-from train.reference import TOLERANCE, Moving, Reference, reference_logps
-from train.unique import Scored, Unique, by_prompts, by_rows, key_of, try_prompts
+from train.reference import Moving, Reference, reference_logps
+from train.unique import TOLERANCE, Scored, Unique, by_prompts, by_rows, key_of, try_prompts
 
 _SHOWN = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
 _UNIQUE = "unique"  # of a micro-batch: its sequences

@@ -28,7 +28,7 @@ _WITHOUT_EFFECT = {"position_ids", "position_embeddings", "past_key_values", "ca
                    "is_causal"}  # fmt: skip
 
 
-Masks = tuple[torch.Tensor | None, torch.Tensor]
+Masks = tuple[torch.Tensor | None, torch.Tensor | None]  # of stems, of leaves
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,17 @@ class Forest:
         return replace(self, **moved, _masks={})
 
     def masks(self, window: int | None) -> Masks:
-        """Who may look at whom, (1, 1, S, S) for stems, None where they are plainly causal, and
-        (C, 1, R, S + R) for leaves. window: how many tokens back, itself included; None: all."""
+        """Who may look at whom, (1, 1, S, S) for stems and (C, 1, R, S + R) for leaves; None where they are
+        plainly causal. window: how many tokens back, itself included; None: all."""
         if window not in self._masks:
             longest, rest = self.stems.shape[1], self.leaves.shape[1]
             at = torch.arange(longest + rest, device=self.stems.device)
             back = at[:, None] - at  # tokens from query back to key
             near = (back >= 0) & (back < (window or len(at) + 1))
             real = self.seen < self.input_ids.shape[1]
-            leaves = near[longest:] & real[:, None]
+            leaves = (near[longest:] & real[:, None])[:, None] if longest or window else None
             stems = None if window is None else near[None, None, :longest, :longest]
-            self._masks[window] = stems, leaves[:, None]
+            self._masks[window] = stems, leaves
         return self._masks[window]
 
 

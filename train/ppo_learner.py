@@ -31,8 +31,10 @@ from train.config import SCHEDULES, PpoConfig
 from train.exact import NotANumber, mine
 from train.experience import Evaluated, Experience
 from train.models import merged
-from train.rollout import Rollout, Tokens
+from train.rollout import Rollout
 from train.running import free_memory, less_memory, out_of_memory
+from train.tokens import Tokens, by_kin
+from train.unique import TOLERANCE
 
 T = TypeVar("T")
 
@@ -49,7 +51,8 @@ class Learner:
 
     Attributes:
         kl: the KL coefficient. micro_batch: rows per forward pass. stepped: optimiser steps of the iteration
-            under way, after which its weights are those of no iteration.
+            under way, after which its weights are those of no iteration. shared: whether forward passes are
+        one row with each prompt once; None until completions show whether the models can.
     """
 
     def __init__(self, config: PpoConfig, models: Models, precision: str, steps: int, folder: Path) -> None:
@@ -63,6 +66,8 @@ class Learner:
         self.models = models
         self.micro_batch = config.micro_batch_size
         self.stepped = 0
+        self.shared: bool | None = None
+        self._agree_within = TOLERANCE[precision]
         share = config.batch_size // config.mini_batches
         if share % group.size():
             raise InputError(f"the {share} completions of an optimiser step cannot be divided among "
@@ -87,6 +92,8 @@ class Learner:
         rows, width = len(rollouts), max(len(r.completion_ids) for r in rollouts)
         found = torch.zeros(4, rows, width + 1, device=self.device)
         temperature = self._config.temperature
+        if self.shared is None:
+            self._within_memory(lambda micro: self._try_sharing(rollouts, micro))
 
         def passes(micro: int) -> None:
             for part, tokens in self._micro_batches(rollouts, range(rows), micro):
@@ -102,13 +109,22 @@ class Learner:
         after = found[2].gather(1, ends[:, None])[:, 0]
         return Evaluated(found[0, :, :-1], found[1, :, :-1], found[2, :, :-1], after, found[3, :, :-1])
 
+    def _try_sharing(self, rollouts: Sequence[Rollout], micro: int) -> None:
+        """On the longest, which would show whatever a model does only in long sequences."""
+        longest = list(by_kin(rollouts, range(len(rollouts))))[: min(micro, 2)]
+        with self.accelerator.autocast():
+            why = self.models.try_sharing([rollouts[row] for row in longest], self.device, self._agree_within)
+        self.shared = why is None
+        if why is not None:
+            say(f"prompts go through the models once for each completion: {why}")
+
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def raw_logps(self, rollouts: Sequence[Rollout]) -> list[list[float]]:
         """Log-probabilities of completion tokens by the policy at temperature 1."""
         found = []
         for start in range(0, len(rollouts), self.micro_batch):
             part = rollouts[start : start + self.micro_batch]
-            logps = self._module(Tokens.of(part, self.device), 1.0)[0]
+            logps = self._module(Tokens.of(part, self.device, bool(self.shared)), 1.0)[0]
             found += [row[: len(r.completion_ids)].tolist() for row, r in zip(logps, part, strict=True)]
         return found
 
@@ -191,12 +207,11 @@ class Learner:
     def _micro_batches(
         self, rollouts: Sequence[Rollout], rows: Sequence[int], micro: int
     ) -> Iterator[tuple[list[int], Tokens]]:
-        """This process's share of some rows, rows of like length together."""
-        order = sorted(rows, key=lambda row: (-rollouts[row].length, row))
-        share = mine(order)
+        """This process's share of some rows, those of one prompt and of like length together."""
+        share = mine(list(by_kin(rollouts, rows)))
         for start in range(0, len(share), micro):
             part = list(share[start : start + micro])
-            yield part, Tokens.of([rollouts[row] for row in part], self.device)
+            yield part, Tokens.of([rollouts[row] for row in part], self.device, bool(self.shared))
 
     def _within_memory(self, work: Callable[[int], T]) -> T:
         """Calls `work` with the micro-batch, and with half of it again where memory runs out and it may."""

@@ -21,9 +21,7 @@ from trl.trainer.callbacks import SyncRefModelCallback
 from gavel.command import say, warn
 from gavel.errors import CheckFailed
 from train.data import PairRow
-
-#: Mean |Δ log-probability| per token at which engine and trainer still agree.
-TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}
+from train.unique import TOLERANCE
 
 _MOVED = "reference.safetensors"  # of a checkpoint
 

@@ -1,4 +1,4 @@
-"""What PPO is handed: completions by a `Sampler`, their scores by a `Scorer`; and completions as tensors."""
+"""What PPO is handed: completions by a `Sampler`, their scores by a `Scorer`."""
 
 from __future__ import annotations
 
@@ -87,36 +87,6 @@ class Scorer(Protocol):
     def identity(self) -> str:
         """A hash of what shapes its scores: a resumed run must have it in common."""
         ...
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Completions as tensors. Prompts are padded on the left, completions on the right, so that all
-    completions begin at one column.
-
-    input_ids, attention_mask, position_ids: (B, P + R). completion_ids: (B, R). mask: (B, R), True where
-    there is a completion token.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    position_ids: Tensor
-    completion_ids: Tensor
-    mask: Tensor
-
-    @classmethod
-    def of(cls, rollouts: Sequence[Rollout], device: torch.device) -> Tokens:
-        width = max(len(r.prompt_ids) for r in rollouts)
-        room = max(len(r.completion_ids) for r in rollouts)
-        ids = torch.zeros(len(rollouts), width + room, dtype=torch.long)
-        attention = torch.zeros_like(ids)
-        for row, r in enumerate(rollouts):
-            start, end = width - len(r.prompt_ids), width + len(r.completion_ids)
-            ids[row, start:end] = torch.tensor([*r.prompt_ids, *r.completion_ids])
-            attention[row, start:end] = 1
-        positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
-        found = cls(ids, attention, positions, ids[:, width:], attention[:, width:].bool())
-        return cls(*(getattr(found, name).to(device) for name in cls.__dataclass_fields__))
 
 
 def padded(rows: Iterable[Sequence[float]], width: int, device: torch.device) -> Tensor:

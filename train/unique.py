@@ -24,6 +24,9 @@ from train.running import out_of_memory
 
 _FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")  # of TRL's fused head
 
+#: Mean |Δ log-probability| per token at which two ways to the same number still agree, by precision.
+TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}
+
 
 @dataclass(frozen=True)
 class Unique:
@@ -148,22 +151,43 @@ def try_prompts(model: Any, rows: Sequence[PairRow], device: torch.device, toler
 
     def scores(forward: Callable[..., Any]) -> torch.Tensor:
         outputs, counted = forward(model, unique, device)
-        return outputs.log_probs[counted].double()
+        found: torch.Tensor = outputs.log_probs[counted]
+        return found
 
-    training, undo = model.training, None
-    model.eval()  # dropout would make them differ
+    return try_forest([model], lambda: scores(by_rows), lambda: scores(by_prompts), tolerance)
+
+
+def try_forest(
+    models: Sequence[Any], plain: Callable[[], torch.Tensor], shared: Callable[[], torch.Tensor],
+    tolerance: float,
+) -> str | None:  # fmt: skip
+    """Installs a forest in models, if what they say in one is what they say without.
+
+    Args:
+        plain, shared: log-probabilities (or other numbers) of the same tokens in the same order, asked for
+            before and after. tolerance: mean |Δ| at which they agree.
+
+    Returns: what stands in the way; nothing is changed then.
+    """
+    training = [model.training for model in models]
+    undo = []
+    for model in models:
+        model.eval()  # dropout would make them differ
     try:
         with torch.no_grad():
-            plain = scores(by_rows)
-            undo = forest.install(model)
-            apart = float((scores(by_prompts) - plain).abs().mean())
+            expected = plain().double()
+            for model in models:
+                undo.append(forest.install(model))
+            apart = float((shared().double() - expected).abs().mean())
         problem = None if apart < tolerance else f"log-probabilities differ by {apart:.2g} per token"
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
         if out_of_memory(error):
             raise
         problem = (str(error).strip() or type(error).__name__).splitlines()[0]
     finally:
-        model.train(training)
-    if problem and undo:
-        undo()
+        for model, was in zip(models, training, strict=True):
+            model.train(was)
+    if problem:
+        for uninstall in undo:
+            uninstall()
     return problem
