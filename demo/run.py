@@ -25,6 +25,7 @@ from rounds.ledger import Ledger
 from rounds.lifetimes import Lifetimes
 from rounds.loop import run_rounds
 from rounds.read_config import config_of
+from rounds.report.page import write_page
 from rounds.standing import Line
 from rounds.toml_table import to_toml
 
@@ -33,6 +34,7 @@ MODELS = HERE / "models"
 HELD_OUT = 1100  # prompts; with SAMPLES, 4,400 sampled answers
 SAMPLES = 4
 MAX_TOKENS = 24
+_SHOWN_PAIRS = 1000  # of the page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +96,13 @@ def run_demo(out: str, chosen: Chosen) -> dict[str, Any]:
         "decisions": [line.decision for line in lines],
         "seconds": _seconds(lines) | {"oracle": round(sum(measured), 1)},
         "words": last_words(lines),
+        "report": str(root / "report.html"),
         "run": str(root),
     }
     result["seconds"]["total"] = round(time.monotonic() - started, 1)
     with RunDir.open(root) as run:
         run.note(demo_result=result)
+    write_page(root, root / "report.html", _SHOWN_PAIRS)
     return result
 
 

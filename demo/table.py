@@ -67,6 +67,7 @@ def show(result: dict[str, Any]) -> None:
     seconds = ", ".join(f"{stage} {spent:.0f}" for stage, spent in result["seconds"].items())
     console.print(f"seconds: {seconds}", highlight=False, soft_wrap=True)
     console.print(result["words"], highlight=False, soft_wrap=True)
+    console.print(f"the page of the run: {result['report']}", highlight=False, soft_wrap=True)
     console.print(f"everything was written to {result['run']}", highlight=False, soft_wrap=True)
 
 

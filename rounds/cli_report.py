@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -28,21 +27,17 @@ from gavel.command import command, emit
 )  # fmt: skip
 def report(run: str, out: str | None, pairs: int, as_json: bool) -> None:
     from gavel.errors import InputError, RunDirError
-    from gavel.rundir import write_atomic
-    from rounds.report.collect import collect
-    from rounds.report.page import build, headline
+    from rounds.report.page import write_page
 
     if not Path(run).is_dir():
         raise RunDirError("there is no such directory", where=run)
     target = Path(out) if out else Path(run) / "report.html"
     if target.is_dir():
         raise InputError("is a directory, a file is needed", where=f"--out {target}")
-    found = collect(run, pairs)
-    page, summary = build(found)
-    write_atomic(target, page)
-    figures: dict[str, Any] = {card.label: card.value for card in headline(found)}
+    summary = write_page(run, target, pairs)
+    figures, offered = summary.pop("headline"), summary.pop("offered")
     if as_json:
-        emit({"report": str(target), **summary, "offered": found.offered, "headline": figures}, as_json)
+        emit({"report": str(target), **summary, "offered": offered, "headline": figures}, as_json)
     else:
         emit(
             figures | {"pairs shown": summary["pairs"], "page": f"{target} ({summary['bytes']:,} bytes)"},

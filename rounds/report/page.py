@@ -19,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from gavel.rundir import write_atomic
+from rounds.report.collect import collect
 from rounds.report.details import of_run
 from rounds.report.examples import MOST_CHARS
 from rounds.report.overview import overall
@@ -35,6 +37,18 @@ _HERE = Path(__file__).parent
 #: what ends a script element, starts a comment, or ends a line of JavaScript but not of JSON
 _UNSAFE = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 _HALF = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which UTF-8 cannot hold
+
+
+def write_page(run: str | Path, target: Path, pairs: int) -> dict[str, Any]:
+    """Writes the page about a run or its rounds.
+
+    Returns: what `build` says of it, how many pairs were offered, and the headline figures by label.
+    """
+    found = collect(run, pairs)
+    page, summary = build(found)
+    write_atomic(target, page)
+    figures = {card.label: card.value for card in headline(found)}
+    return summary | {"offered": found.offered, "headline": figures}
 
 
 def build(report: Report, limit_bytes: int = LIMIT_BYTES) -> tuple[bytes, dict[str, Any]]:
