@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +125,51 @@ class Page:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
 
+class Browser:
+    """A running browser; each tab has storage of its own."""
+
+    def __init__(self, port: int, loop: asyncio.Runner) -> None:
+        self._port, self._loop = port, loop
+
+    @contextlib.contextmanager
+    def tab(self) -> Iterator[Page]:
+        self._loop.run(self._open())
+        try:
+            yield Page(self._socket, self._loop.run)
+        finally:
+            self._loop.run(self._close())
+
+    async def _open(self) -> None:
+        home = f"127.0.0.1:{self._port}"
+        self._session = aiohttp.ClientSession()
+        async with self._session.get(f"http://{home}/json/version") as answer:
+            address = (await answer.json())["webSocketDebuggerUrl"]
+        self._whole = await self._session.ws_connect(address)
+        self._context = await self._ask("Target.createBrowserContext")
+        target = await self._ask(
+            "Target.createTarget", url="about:blank", browserContextId=self._context["browserContextId"]
+        )
+        self._socket = await self._session.ws_connect(
+            f"ws://{home}/devtools/page/{target['targetId']}", max_msg_size=0
+        )
+
+    async def _ask(self, method: str, **params: Any) -> dict[str, Any]:
+        await self._whole.send_json({"id": 1, "method": method, "params": params})
+        while (message := await self._whole.receive_json(timeout=60)).get("id") != 1:
+            pass
+        result: dict[str, Any] = message["result"]
+        return result
+
+    async def _close(self) -> None:
+        await self._socket.close()
+        await self._ask("Target.disposeBrowserContext", **self._context)
+        await self._whole.close()
+        await self._session.close()
+
+
 @contextlib.contextmanager
-def browse() -> Iterator[Page]:
-    """A tab of a browser of its own, which ends with it."""
+def browse() -> Iterator[Browser]:
+    """A browser of its own profile, which ends with it."""
     assert CHROMIUM is not None
     flags = [*_FLAGS, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, asyncio.Runner() as loop:
@@ -135,14 +177,9 @@ def browse() -> Iterator[Page]:
             [CHROMIUM, *flags, f"--user-data-dir={profile}", "about:blank"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        session = None
         try:
-            port = _port(Path(profile) / "DevToolsActivePort")
-            session, socket = loop.run(_connect(port))
-            yield Page(socket, loop.run)
+            yield Browser(_port(Path(profile) / "DevToolsActivePort"), loop)
         finally:
-            if session is not None:
-                loop.run(_close(session, socket))
             process.terminate()
             try:
                 process.wait(10)
@@ -158,20 +195,3 @@ def _port(file: Path) -> int:
             return int(file.read_text().splitlines()[0])
         time.sleep(0.1)
     raise AssertionError("Chromium did not start")
-
-
-async def _connect(port: int) -> tuple[aiohttp.ClientSession, aiohttp.ClientWebSocketResponse]:
-    session = aiohttp.ClientSession()
-    async with session.get(f"http://127.0.0.1:{port}/json") as answer:
-        tab = next(one for one in await answer.json() if one["type"] == "page")
-    return session, await session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0)
-
-
-def _close(
-    session: aiohttp.ClientSession, socket: aiohttp.ClientWebSocketResponse
-) -> Coroutine[Any, Any, None]:
-    async def close() -> None:
-        await socket.close()
-        await session.close()
-
-    return close()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, Page, browse
+from browser import CHROMIUM, Browser, Page, browse
 from report_runs import HOSTILE, hostile, rounds
 
 from rounds.report.collect import collect
@@ -33,9 +33,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return page
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with browse() as running:
+        yield running
+
+
 @pytest.fixture
-def tab() -> Iterator[Page]:
-    with browse() as page:
+def tab(browser: Browser) -> Iterator[Page]:
+    with browser.tab() as page:
         page.size(1280, 900)
         page.prefer("light")
         yield page
@@ -65,7 +71,7 @@ def test_every_chart_is_drawn_and_has_its_table(tab: Page, files: Callable[[str]
     assert tab.js("[...document.querySelectorAll('.plot')].every((plot) => plot.getAttribute('aria-label'))")
     # bars and cells have a size: a chart of wrong marks draws lines of no height
     tall = "Math.max(...[...plot.querySelectorAll('.mark-rect path')].map((bar) => bar.getBBox().height))"
-    bars = "[...document.querySelectorAll('.plot')].filter((plot) => plot.ariaLabel.includes('(dashed)'))"
+    bars = "[...document.querySelectorAll('.plot')].filter((plot) => plot.ariaLabel.includes('; mean '))"
     heights = tab.js(f"{bars}.map((plot) => {tall})")
     assert len(heights) > 4
     assert min(heights) > 100
@@ -204,9 +210,9 @@ def test_nothing_of_a_run_runs(tab: Page, files: Callable[[str], Path]) -> None:
     assert marks is None or "pairs" not in str(marks)
 
 
-def test_the_policy_would_stop_a_script(files: Callable[[str], Path]) -> None:
+def test_the_policy_would_stop_a_script(browser: Browser, files: Callable[[str], Path]) -> None:
     """The second wall: where a text did become markup, the page's policy would still hold."""
-    with browse() as tab:
+    with browser.tab() as tab:
         tab.open(files("rounds"))
         tab.js("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.pwned = 1\">')")
         tab.js("(() => { const s = document.createElement('script'); s.textContent = 'window.pwned = 2'; "
