@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,6 +117,23 @@ def test_it_learns_what_is_scored(tiny: Tiny, policy_engine: Any, tmp_path: Path
     run_ppo(tiny, policy_engine, tmp_path / "out", config)
     scores = [s["objective/scores"] for s in steps_of(tmp_path / "out")]
     assert sum(scores[-2:]) / 2 > sum(scores[:2]) / 2 + 0.2, scores
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+def test_mixed_precision(tiny: Tiny, policy_engine: Any, tmp_path: Path, lora: int) -> None:
+    """bfloat16 arithmetic, on a CPU too: what is saved and pushed is bfloat16, what is trained is not."""
+    import torch
+    from safetensors.torch import load_file
+
+    config = config_of(tiny, precision="bf16", lora_r=lora, critic=tiny.reward, learning_rate=1e-3)
+    run_ppo(tiny, policy_engine, tmp_path / "out", config)
+    steps = figures_of(tmp_path / "out")
+    assert steps[0]["objective/kl"] == 0.0 != steps[-1]["objective/kl"]
+    assert all(1e-4 < s["sampler/probe"] < 0.1 for s in steps), "rounding, and no more"
+    assert all(s["sampler/ess"] > 0.99 for s in steps)
+    if not lora:
+        saved = load_file(tmp_path / "out" / "model.safetensors")
+        assert {w.dtype for w in saved.values()} == {torch.bfloat16}
 
 
 class StopAfter:
@@ -402,6 +425,51 @@ def test_the_command(
     assert (summary["iterations"], summary["left_out"], summary["bad_rows"]) == (2, 0, 0)
     plan = json.loads((tmp_path / "out" / "gavel.json").read_text())["plan"]
     assert (plan["critic"] is not None) == (judge == "reward")
+
+
+def test_killed_at_random_moments_the_same_command_ends_the_same(tiny: Tiny, tmp_path: Path) -> None:
+    """SIGKILL twice, somewhere after an iteration began to sample: while it samples, scores, trains, hands
+    weights over or writes a checkpoint. In processes of their own, of one thread each."""
+    seed = random.randrange(10_000)
+    draw = random.Random(seed)
+    prompts = write_prompts(tmp_path)
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-P", "-m", "gavel", "train", "ppo", "--model", tiny.lm,
+                   "--prompts", prompts, "--judge", tiny.reward, "--engine", "transformers",
+                   "--batch-size", 4, "--max-tokens", 12, "--max-model-len", 128, "--epochs", 2,
+                   "--save-steps", 1, "--learning-rate", 1e-4, "--kl-target", 0.1, "--kl-horizon", 50,
+                   "--out", out]  # fmt: skip
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+        with open(tmp_path / "said.txt", "ab") as said:
+            return subprocess.Popen([*map(str, command)], env=one_thread, stderr=said)
+
+    def said() -> str:
+        return f"seed {seed}\n{(tmp_path / 'said.txt').read_text()}"
+
+    out = tmp_path / "killed"
+    for iteration in (2, 4):
+        child = start(out)
+        try:
+            deadline = time.monotonic() + 300
+            while not (out / "rollouts" / f"{iteration:06d}").exists():
+                assert child.poll() is None and time.monotonic() < deadline, said()
+                time.sleep(0.005)
+            time.sleep(draw.uniform(0.0, 0.4))
+        finally:
+            child.kill()
+            child.wait()
+        assert child.returncode == -signal.SIGKILL and not (out / "config.json").exists(), said()
+    for folder in (out, tmp_path / "straight"):
+        child = start(folder)
+        try:
+            assert child.wait(timeout=300) == 0, said()
+        finally:
+            child.kill()
+    assert same_weights(out, tmp_path / "straight"), seed
+    assert figures_of(out) == figures_of(tmp_path / "straight"), seed
+    assert [s["step"] for s in figures_of(out)] == [1, 2, 3, 4, 5, 6]
+    assert len({s["objective/kl_coef"] for s in figures_of(out)}) > 3, "it moved"
 
 
 def test_the_command_says_what_is_wrong(tiny: Tiny, gavel: Callable[..., Ran], tmp_path: Path) -> None:
