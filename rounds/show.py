@@ -9,13 +9,13 @@ from rounds.standing import Line
 
 #: figure → (heading, format)
 _COLUMNS = {
-    "win_rate_first": ("against first %", "{:.1f}"),
-    "win_rate_previous": ("against previous %", "{:.1f}"),
+    "win_rate_first": ("first %", "{:.1f}"),
+    "win_rate_previous": ("prev. %", "{:.1f}"),
     "kl_first": ("KL", "{:.2f}"),
     "length_mean": ("tokens", "{:.1f}"),
-    "cut_off": ("cut off", "{:.3f}"),
-    "distinct_2": ("distinct-2", "{:.3f}"),
-    "judge_agreement": ("judges agree", "{:.3f}"),
+    "cut_off": ("cut", "{:.2f}"),
+    "distinct_2": ("dist-2", "{:.2f}"),
+    "judge_agreement": ("agree", "{:.2f}"),
 }
 
 
@@ -24,7 +24,7 @@ def show_rounds(lines: Sequence[Line]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="rounds, on held-out prompts")
+    table = Table(title="held-out prompts; win rates against the first and the previous policy")
     table.add_column("round", justify="right")
     shown = [name for name in _COLUMNS if any(name in line.figures for line in lines)]
     for name in shown:
