@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from judge.intervals import wilson
+
 Z95 = statistics.NormalDist().inv_cdf(0.975)
 _REPEATED = 4  # tokens of the n-grams that self-repetition counts
 
@@ -53,15 +55,15 @@ class Answer:
 
 
 def of_answers(answers: Sequence[Answer]) -> dict[str, Figure]:
-    """length_mean (tokens), cut_off (share), distinct_1 to _3, self_repetition and top_answer (shares)."""
+    """length_mean (tokens), cut_off (share), distinct_1 to _3, self_repetition and top_answer (shares).
+    self_repetition: of an answer too short to repeat four tokens 0."""
     n = len(answers)
-    repeated = [r for a in answers if (r := repetition(a.tokens)) is not None]
     return {
         "length_mean": mean([float(len(a.tokens)) for a in answers]),
-        "cut_off": Figure(sum(a.cut_off for a in answers) / n, n=n),
+        "cut_off": share(sum(a.cut_off for a in answers), n),
         **{f"distinct_{k}": Figure(distinct([a.tokens for a in answers], k), n=n) for k in (1, 2, 3)},
-        "self_repetition": mean(repeated) if repeated else Figure(0.0, n=0),
-        "top_answer": Figure(max(Counter(a.text.strip() for a in answers).values()) / n, n=n),
+        "self_repetition": mean([repetition(a.tokens) or 0.0 for a in answers]),
+        "top_answer": share(max(Counter(a.text.strip() for a in answers).values()), n),
     }
 
 
@@ -80,9 +82,15 @@ def mean(values: Sequence[float]) -> Figure:
     return Figure(middle, (middle - half, middle + half), len(values))
 
 
+def share(count: float, n: int) -> Figure:
+    """A share of n with Wilson's interval, which few cases do not make certain."""
+    return Figure(count / n, wilson(count / n, n), n) if n else Figure(None, n=0, why="nothing to measure")
+
+
 def distinct(texts: Iterable[Sequence[Any]], k: int) -> float | None:
-    """distinct-k (Li et al. 2016, arXiv 1510.03055): different k-grams over all k-grams of all texts
-    together; a k-gram does not reach into the next text. None where no text has k tokens.
+    """distinct-k: different k-grams over all k-grams of all texts together, 1 where none comes twice; a
+    k-gram does not reach into the next text. None where no text has k tokens. (Li et al. 2016, arXiv
+    1510.03055, divide by the number of tokens instead.)
 
     >>> distinct([[1, 2, 1, 2], [1, 2]], 2)
     0.5
@@ -117,7 +125,26 @@ def kl(answers: Sequence[Answer], first_logps: Sequence[float]) -> dict[str, Fig
     if not tokens:
         none = Figure(None, why="the engine gives no log-probabilities")
         return {"kl_first": none, "kl_first_token": none}
-    return {"kl_first": mean(deltas), "kl_first_token": Figure(math.fsum(deltas) / tokens, n=tokens)}
+    return {
+        "kl_first": mean(deltas),
+        "kl_first_token": ratio_of_means(deltas, [float(len(a.tokens)) for a, _ in pairs]),
+    }
+
+
+def ratio_of_means(values: Sequence[float], to: Sequence[float]) -> Figure:
+    """r = mean(values) / mean(to), the two in pairs, with r ± z · sd(values − r · to) / (√n · mean(to)), the
+    ratio estimator (Cochran 1977, section 6.4). mean(to) is not 0.
+
+    >>> ratio_of_means([1.0, 3.0], [2.0, 2.0]).value
+    1.0
+    """
+    n, below = len(values), math.fsum(to) / len(to)
+    r = math.fsum(values) / n / below
+    if n < 2:
+        return Figure(r, n=n)
+    residuals = [value - r * beside for value, beside in zip(values, to, strict=True)]
+    half = Z95 * statistics.stdev(residuals) / math.sqrt(n) / abs(below)
+    return Figure(r, (r - half, r + half), n)
 
 
 def ratios(now: dict[str, Figure], first: dict[str, Figure]) -> dict[str, Figure]:
@@ -134,12 +161,40 @@ def ratios(now: dict[str, Figure], first: dict[str, Figure]) -> dict[str, Figure
     return found
 
 
-def logprob_changes(metrics: Sequence[dict[str, Any]]) -> dict[str, Figure]:
-    """chosen_logprob_change and rejected_logprob_change, in nats: TRL's logps/chosen and logps/rejected of a
-    training's last logged steps less those of its first; each the mean of a tenth of the lines."""
+def rises(now: dict[str, Figure], first: dict[str, Figure]) -> dict[str, Figure]:
+    """cut_off_rise_first, top_answer_rise_first and self_repetition_rise_first: less the first policy's,
+    which may rightly be high (of yes/no questions half have one answer).
+
+    Their intervals follow from the two figures' own (Newcombe 1998, method 10), as of independent samples.
+    """
+    found = {}
+    for name in ("cut_off", "top_answer", "self_repetition"):
+        a, b = now[name], first[name]
+        if a.value is None or b.value is None:
+            found[f"{name}_rise_first"] = Figure(None, why=a.why or b.why)
+            continue
+        (low_a, high_a), (low_b, high_b) = a.interval or (a.value,) * 2, b.interval or (b.value,) * 2
+        rise = a.value - b.value
+        down, up = (
+            math.hypot(a.value - low_a, high_b - b.value),
+            math.hypot(high_a - a.value, b.value - low_b),
+        )
+        found[f"{name}_rise_first"] = Figure(rise, (rise - down, rise + up), a.n)
+    return found
+
+
+def logprob_changes(metrics: Sequence[dict[str, Any]], beta: float | None = None) -> dict[str, Figure]:
+    """chosen_logprob_change and rejected_logprob_change, in nats a completion: what a training logged in its
+    last steps less what it logged in its first; each the mean of a tenth of the lines.
+
+    With DPO's beta it is read from the implicit rewards β · (log π − log π_ref), in which a batch of longer
+    completions is no change; without, from the log-probabilities themselves.
+    """
     found = {}
     for side in ("chosen", "rejected"):
         values = [line[f"logps/{side}"] for line in metrics if f"logps/{side}" in line]
+        if beta and all(f"rewards/{side}" in line for line in metrics):
+            values = [line[f"rewards/{side}"] / beta for line in metrics]
         part = max(1, len(values) // 10)
         change = (
             statistics.fmean(values[-part:]) - statistics.fmean(values[:part]) if len(values) > 1 else None
