@@ -69,7 +69,7 @@ def _alone(duel: Duel) -> Duel:
     prompt = Prompt(id=name, messages=duel.prompt.messages, references=duel.prompt.references)
     sides = [
         Completion(
-            id=digest("duel", name, c.text, side if equal else ""),
+            id=digest("duel", name, c.text, c.finish_reason, side if equal else ""),
             prompt_id=name,
             index=number,
             text=c.text,
