@@ -59,16 +59,17 @@ def evaluate(
         generate(run, policy(number), settings.generate)
     answers = _answers(folder)
     # 2. what they are like, and how far from the first policy's
-    figures = of_answers([answer for _, answer in answers])
+    now = [answer for _, answer in answers]
+    figures = of_answers(now)
     if number:
-        first = of_answers([answer for _, answer in _answers(_folder(root, 0))])
-        figures |= ratios(figures, first) | rises(figures, first) | _kl(answers, held_out, policy)
+        first = [answer for _, answer in _answers(_folder(root, 0))]
+        figures |= ratios(now, first) | rises(figures, of_answers(first)) | _kl(answers, held_out, policy)
     # 3. the second judge: against the previous policy and the first, and on the round's labels
     if previous is not None and judging is not None:
         with RunDir.open(root / "evaluation" / "duels") as journal:
-            second, now = _Second(judging(), journal), of_run(str(folder))
+            second, own = _Second(judging(), journal), of_run(str(folder))
             for name, other in (("previous", previous), ("first", 0)):
-                figures |= second.win_rates(of_run(str(_folder(root, other))), now, name)
+                figures |= second.win_rates(of_run(str(_folder(root, other))), own, name)
             assert of_round is not None
             figures["judge_agreement"] = second.agreement(_drawn(of_round, settings))
     elif previous is not None:
@@ -92,7 +93,7 @@ def _answers(folder: Path) -> list[tuple[Completion, Answer]]:
     )
     return [
         (c, Answer(c.text, unpack_ids(c.token_ids) if c.token_ids is not None else c.text.split(),
-                   c.finish_reason == "length", c.logprob_sum))
+                   c.finish_reason == "length", c.logprob_sum, c.prompt_id))
         for c in found
     ]  # fmt: skip
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,25 +46,47 @@ class Figure:
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A completion as the figures see it. tokens: its ids, or its words where it has none. logp: summed, by
-    the policy that wrote it, None where not known."""
+    the policy that wrote it, None where not known. prompt: id of what it answers, None where no other answer
+    has the same."""
 
     text: str
     tokens: Sequence[int] | Sequence[str]
     cut_off: bool
     logp: float | None = None
+    prompt: str | None = None
+
+
+def _by_prompt(answers: Sequence[Answer], values: Iterable[float]) -> dict[Hashable, float]:
+    """The mean of a value of each answer over those to one prompt. These are not independent of each other,
+    so that it is prompts that an interval counts."""
+    found: dict[Hashable, list[float]] = {}
+    for place, (answer, value) in enumerate(zip(answers, values, strict=True)):
+        found.setdefault(place if answer.prompt is None else answer.prompt, []).append(value)
+    return {prompt: statistics.fmean(own) for prompt, own in found.items()}
+
+
+def _per_prompt(answers: Sequence[Answer], values: Iterable[float]) -> list[float]:
+    return list(_by_prompt(answers, values).values())
 
 
 def of_answers(answers: Sequence[Answer]) -> dict[str, Figure]:
     """length_mean (tokens), cut_off (share), distinct_1 to _3, self_repetition and top_answer (shares).
     self_repetition: of an answer too short to repeat four tokens 0."""
     n = len(answers)
+    top = Counter(a.text.strip() for a in answers).most_common(1)[0][0]
+    cut_off = _per_prompt(answers, (float(a.cut_off) for a in answers))
+    at_top = _per_prompt(answers, (float(a.text.strip() == top) for a in answers))
     return {
-        "length_mean": mean([float(len(a.tokens)) for a in answers]),
-        "cut_off": share(sum(a.cut_off for a in answers), n),
+        "length_mean": mean(_per_prompt(answers, _lengths(answers))),
+        "cut_off": share(math.fsum(cut_off), len(cut_off)),
         **{f"distinct_{k}": Figure(distinct([a.tokens for a in answers], k), n=n) for k in (1, 2, 3)},
-        "self_repetition": mean([repetition(a.tokens) or 0.0 for a in answers]),
-        "top_answer": share(max(Counter(a.text.strip() for a in answers).values()), n),
+        "self_repetition": mean(_per_prompt(answers, (repetition(a.tokens) or 0.0 for a in answers))),
+        "top_answer": share(math.fsum(at_top), len(at_top)),
     }
+
+
+def _lengths(answers: Iterable[Answer]) -> list[float]:
+    return [float(len(answer.tokens)) for answer in answers]
 
 
 def mean(values: Sequence[float]) -> Figure:
@@ -95,8 +117,12 @@ def distinct(texts: Iterable[Sequence[Any]], k: int) -> float | None:
     >>> distinct([[1, 2, 1, 2], [1, 2]], 2)
     0.5
     """
-    grams = [tuple(tokens[i : i + k]) for tokens in texts for i in range(len(tokens) - k + 1)]
-    return len(set(grams)) / len(grams) if grams else None
+    counts = Counter(_grams(texts, k))
+    return len(counts) / counts.total() if counts else None
+
+
+def _grams(texts: Iterable[Sequence[Any]], k: int) -> Iterator[tuple[Any, ...]]:
+    return (tuple(tokens[i : i + k]) for tokens in texts for i in range(len(tokens) - k + 1))
 
 
 def repetition(tokens: Sequence[Any], k: int = _REPEATED) -> float | None:
@@ -119,16 +145,15 @@ def kl(answers: Sequence[Answer], first_logps: Sequence[float]) -> dict[str, Fig
 
     first_logps: summed, by the first policy.
     """
-    pairs = [(a, first) for a, first in zip(answers, first_logps, strict=True) if a.logp is not None]
-    deltas = [float(a.logp or 0.0) - first for a, first in pairs]
-    tokens = sum(len(a.tokens) for a, _ in pairs)
-    if not tokens:
+    both = zip(answers, first_logps, strict=True)
+    known = [(a, a.logp - first) for a, first in both if a.logp is not None]
+    scored = [a for a, _ in known]
+    deltas = _per_prompt(scored, (delta for _, delta in known))
+    tokens = _per_prompt(scored, _lengths(scored))
+    if not any(tokens):
         none = Figure(None, why="the engine gives no log-probabilities")
         return {"kl_first": none, "kl_first_token": none}
-    return {
-        "kl_first": mean(deltas),
-        "kl_first_token": ratio_of_means(deltas, [float(len(a.tokens)) for a, _ in pairs]),
-    }
+    return {"kl_first": mean(deltas), "kl_first_token": ratio_of_means(deltas, tokens)}
 
 
 def ratio_of_means(values: Sequence[float], to: Sequence[float]) -> Figure:
@@ -147,18 +172,50 @@ def ratio_of_means(values: Sequence[float], to: Sequence[float]) -> Figure:
     return Figure(r, (r - half, r + half), n)
 
 
-def ratios(now: dict[str, Figure], first: dict[str, Figure]) -> dict[str, Figure]:
-    """length_ratio_first and distinct_1_ratio_first to _3: over the first policy's."""
-    found = {}
-    for name, as_ in (
-        ("length_mean", "length_ratio_first"),
-        *((f"distinct_{k}", f"distinct_{k}_ratio_first") for k in (1, 2, 3)),
-    ):
-        a, b = now[name].value, first[name].value
-        found[as_] = (
-            Figure(a / b) if a is not None and b else Figure(None, why="the first policy's is 0 or not known")
-        )
+def ratios(now: Sequence[Answer], first: Sequence[Answer]) -> dict[str, Figure]:
+    """length_ratio_first, of mean lengths over the prompts that both answered; distinct_1_ratio_first to _3:
+    `distinct_ratio`."""
+    a, b = (_by_prompt(answers, _lengths(answers)) for answers in (now, first))
+    both = [prompt for prompt in a if prompt in b]
+    nothing = Figure(None, why="the first policy's is 0 or not known")
+    found = {"length_ratio_first": nothing}
+    if any(b[prompt] for prompt in both):
+        found = {"length_ratio_first": ratio_of_means([a[p] for p in both], [b[p] for p in both])}
+    for k in (1, 2, 3):
+        ratio = distinct_ratio([a.tokens for a in now], [a.tokens for a in first], k)
+        found[f"distinct_{k}_ratio_first"] = nothing if ratio is None else Figure(ratio)
     return found
+
+
+def distinct_ratio(now: Iterable[Sequence[Any]], first: Iterable[Sequence[Any]], k: int) -> float | None:
+    """How many different k-grams some texts have for each that others have, in equally many k-grams.
+
+    In more text more of them come again, so that by `distinct` alone longer answers are less diverse, and
+    shorter ones more. Here as many k-grams as the smaller set has are drawn from the larger without return;
+    the different ones to be expected are E(S_m) = Σ_i 1 − C(N − N_i, m) / C(N, m), m of N being drawn among
+    which the i-th comes N_i times (Hurlbert 1971, Ecology 52:577). None where one side has no k-gram.
+
+    >>> ratio = distinct_ratio([[1, 2], [1, 2]], [[1, 2]], 1)  # of two drawn from 1 2 1 2 a third are alike
+    >>> round(ratio, 6)
+    0.833333
+    """
+    counts = [Counter(_grams(texts, k)) for texts in (now, first)]
+    size = min(c.total() for c in counts)
+    return _expected(counts[0], size) / _expected(counts[1], size) if size else None
+
+
+def _expected(counts: Counter[Any], size: int) -> float:
+    """How many different things are to be expected in `size` of them, drawn without return."""
+    total = counts.total()
+
+    def log_missed(count: int) -> float:  # C(total - count, size) / C(total, size)
+        if total - count < size:
+            return -math.inf
+        return (math.lgamma(total - count + 1) - math.lgamma(total - count - size + 1)
+                - math.lgamma(total + 1) + math.lgamma(total - size + 1))  # fmt: skip
+
+    often = Counter(counts.values())
+    return math.fsum(kinds * -math.expm1(log_missed(count)) for count, kinds in often.items())
 
 
 def rises(now: dict[str, Figure], first: dict[str, Figure]) -> dict[str, Figure]:

@@ -13,6 +13,7 @@ from rounds.figures import (
     Answer,
     Figure,
     distinct,
+    distinct_ratio,
     kl,
     logprob_changes,
     mean,
@@ -78,14 +79,50 @@ def test_kl_of_samples_comes_to_the_kl_of_two_distributions() -> None:
 
 
 def test_ratios_and_changes() -> None:
-    now, first = of_answers([answer(1, 2, 3, 4)]), of_answers([answer(1, 1)])
-    assert ratios(now, first)["length_ratio_first"].value == 2.0
-    assert ratios(now, first)["distinct_1_ratio_first"].value == 2.0
+    found = ratios([answer(1, 2, 3, 4), answer(5, 6)], [answer(1, 1), answer(2)])
+    # of three drawn from 1 2 3 4 5 6 all differ, 1 1 2 has two
+    assert found["distinct_1_ratio_first"].value == pytest.approx(3 / 2)
+    assert found["length_ratio_first"].value == 2.0
+    # residuals 4 - 2·2 and 2 - 2·1 are 0
+    assert found["length_ratio_first"].interval == (2.0, 2.0)
+    assert ratios([answer(1)], [answer()])["length_ratio_first"].value is None
     lines = [{"logps/chosen": -10.0 - i, "logps/rejected": -20.0 - 2 * i} for i in range(20)]
     found = logprob_changes(lines)
     assert found["chosen_logprob_change"].value == pytest.approx(-18.0)  # of two lines each
     assert found["rejected_logprob_change"].value == pytest.approx(-36.0)
     assert logprob_changes([{"loss": 1.0}])["chosen_logprob_change"].value is None
+
+
+def test_different_k_grams_in_equally_many_by_hand() -> None:
+    """Three of a a a b: C(3, 3) = 1 draw of 4 has no b, C(1, 3) = 0 have no a; 2 - 1/4 are expected."""
+    assert distinct_ratio([[1, 1, 1, 2]], [[1, 2, 3]], 1) == pytest.approx((2 - 1 / 4) / 3)
+    assert distinct_ratio([[1, 2, 3]], [[1, 1, 1, 2]], 1) == pytest.approx(3 / (2 - 1 / 4))
+    assert distinct_ratio([[1, 2]], [[3]], 2) is None
+
+
+def test_longer_answers_of_the_same_diversity_keep_it_and_a_collapse_does_not() -> None:
+    """Words drawn by rank; by plain distinct-2 the longer ones would have 0.5 of the diversity."""
+    draw, words = random.Random(0), range(60)
+    weights = [1 / (rank + 1) for rank in words]
+
+    def texts(length: int) -> list[list[int]]:
+        return [draw.choices(words, weights, k=length) for _ in range(256)]
+
+    short, long = texts(10), texts(40)
+    assert (distinct(long, 2) or 0) / (distinct(short, 2) or 1) < 0.55
+    assert distinct_ratio(long, short, 2) == pytest.approx(1.0, abs=0.1)
+    assert (distinct_ratio(short[:16] * 16, short, 2) or 1) < 0.2, "sixteen answers for all prompts"
+    assert (distinct_ratio([[1, 2]] * 256, short, 2) or 1) < 0.01, "short, and all the same"
+
+
+def test_answers_to_one_prompt_do_not_make_an_interval_narrower() -> None:
+    """What is four times the same is known no better than once."""
+    once = [Answer(str(i), [i] * (i + 1), i % 3 == 0, -1.0, prompt=str(i)) for i in range(9)]
+    first = [-2.0 - i for i in range(9)]
+    fourfold, single = of_answers(once * 4), of_answers(once)
+    for name in ("length_mean", "cut_off", "self_repetition", "top_answer"):
+        assert fourfold[name] == single[name] and single[name].n == 9
+    assert kl(once * 4, first * 4) == kl(once, first)
 
 
 def test_a_batch_of_longer_completions_is_no_change() -> None:
