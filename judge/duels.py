@@ -62,12 +62,14 @@ def ask(
 
 
 def _alone(duel: Duel) -> Duel:
-    """The duel under a prompt id of its own, and completion ids that differ even for equal texts."""
+    """The duel under a prompt id of its own. A completion's id is of its text, so that a judge that scores
+    is not asked again about a text that stood on the other side before; equal texts have two ids even so."""
     name = digest("duel", duel.id, duel.prompt.id)
+    equal = duel.a.text == duel.b.text
     prompt = Prompt(id=name, messages=duel.prompt.messages, references=duel.prompt.references)
     sides = [
         Completion(
-            id=digest("duel", name, side, c.text),
+            id=digest("duel", name, c.text, c.finish_reason, side if equal else ""),
             prompt_id=name,
             index=number,
             text=c.text,

@@ -164,6 +164,39 @@ def length_controlled(
     return LengthControlled(rate, len(rows), len(anchors), phi, psi if difficult else None, theta)
 
 
+def length_controlled_interval(
+    comparisons: Iterable[Comparison], found: LengthControlled
+) -> tuple[float, float] | None:
+    """The 95 % interval of a length-controlled win rate that was fitted without difficulties and anchors.
+
+    The intercept is θ ± z · its robust standard error: the root of the entry of A⁻¹ B A⁻¹ (White 1982,
+    theorem 3.2), A = Σ σ(1 − σ) x xᵀ and B = Σ (p − σ)² x xᵀ with x = (tanh(Δ / sd Δ), 1); the small penalty
+    is left out of it. None where it is not defined: one side always won, or the lengths say it all.
+    """
+    import numpy as np
+
+    assert found.difficulty is None and not found.anchors, "only lengths explain"
+    rows = [
+        (c.p, c.len_baseline - c.len_model)
+        for c in comparisons
+        if c.p is not None and c.len_baseline is not None and c.len_model is not None
+    ]
+    terms = np.array(_length_terms([difference for _, difference in rows]))
+    # where no lengths differ, their weight is 0 and the intercept stands alone
+    x = np.column_stack([terms, np.ones(len(rows))]) if terms.any() else np.ones((len(rows), 1))
+    if math.isinf(found.intercept) or len(rows) < 3:
+        return None
+    fitted = 1 / (1 + np.exp(-(found.length * terms + found.intercept)))
+    a = (x.T * (fitted * (1 - fitted))) @ x
+    b = (x.T * (np.array([p for p, _ in rows]) - fitted) ** 2) @ x
+    if np.linalg.cond(a) > 1e12:
+        return None
+    inverse = np.linalg.inv(a)
+    half = Z95 * math.sqrt((inverse @ b @ inverse)[-1, -1])
+    low, high = (100 / (1 + math.exp(-(found.intercept + end))) for end in (-half, half))
+    return low, high
+
+
 def _length_terms(differences: Sequence[float]) -> list[float]:
     """tanh of each difference in sample standard deviations; 0 where the differences do not differ."""
     sd = statistics.stdev(differences) if len(differences) > 1 else 0.0

@@ -18,12 +18,16 @@ ACTIONS = ("warn", "roll_back", "stop")  # from mild to strong
 #: All figures of a round.
 FIGURES = (
     "win_rate_previous", "win_rate_first", "win_rate_previous_lc", "win_rate_first_lc", "kl_first",
-    "kl_first_token", "length_mean", "length_ratio_first", "cut_off", "distinct_1", "distinct_2",
-    "distinct_3",
-    "distinct_1_ratio_first", "distinct_2_ratio_first", "distinct_3_ratio_first", "self_repetition",
-    "top_answer", "gold_accuracy", "gold_order_agreement", "flip_rate", "judge_agreement",
+    "kl_first_token", "length_mean", "length_ratio_first", "cut_off", "cut_off_rise_first", "distinct_1",
+    "distinct_2", "distinct_3", "distinct_1_ratio_first", "distinct_2_ratio_first", "distinct_3_ratio_first",
+    "self_repetition", "self_repetition_rise_first", "top_answer", "top_answer_rise_first",
+    "gold_accuracy", "gold_order_agreement", "flip_rate", "judge_agreement",
     "chosen_logprob_change", "rejected_logprob_change", "unusable",
 )  # fmt: skip
+_SHARES = {
+    "cut_off", "distinct_1", "distinct_2", "distinct_3", "self_repetition", "top_answer", "gold_accuracy",
+    "gold_order_agreement", "flip_rate", "judge_agreement", "unusable",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +43,19 @@ class Gate:
 
 #: Why each: docs/rounds.md.
 DEFAULTS = (
-    Gate(figure="win_rate_previous", least=50, action="roll_back"),
-    Gate(figure="win_rate_first", least=50, action="roll_back"),
-    Gate(figure="win_rate_first_lc", least=45, action="warn"),
+    Gate(figure="win_rate_previous", least=48, action="roll_back"),
+    Gate(figure="win_rate_first", least=48, action="roll_back"),
+    Gate(figure="win_rate_first_lc", least=48, action="warn"),
     Gate(figure="kl_first_token", most=1.0, action="warn"),
     Gate(figure="kl_first_token", most=5.0, action="roll_back"),
     Gate(figure="length_ratio_first", most=1.5, action="warn"),
     Gate(figure="length_ratio_first", most=3.0, action="roll_back"),
-    Gate(figure="cut_off", most=0.2, action="warn"),
-    Gate(figure="cut_off", most=0.5, action="roll_back"),
+    Gate(figure="cut_off_rise_first", most=0.1, action="warn"),
+    Gate(figure="cut_off_rise_first", most=0.3, action="roll_back"),
     Gate(figure="distinct_2_ratio_first", least=0.5, action="warn"),
     Gate(figure="distinct_2_ratio_first", least=0.2, action="roll_back"),
-    Gate(figure="self_repetition", most=0.5, action="warn"),
-    Gate(figure="top_answer", most=0.5, action="roll_back"),
+    Gate(figure="self_repetition_rise_first", most=0.2, action="warn"),
+    Gate(figure="top_answer_rise_first", most=0.3, action="roll_back"),
     Gate(figure="gold_accuracy", least=0.6, action="stop"),
     Gate(figure="judge_agreement", least=0.5, action="stop"),
     Gate(figure="judge_agreement", least=0.6, action="warn"),
@@ -113,14 +117,30 @@ def _gate(figure: str, entry: Any, where: str) -> Gate:
     action = entry.get("action", "warn")
     if action not in ACTIONS:
         raise InputError(f"unknown action {action!r}", where=where, hint=f"Known: {', '.join(ACTIONS)}.")
-    limits = {key: entry.get(key) for key in ("min", "max")}
+    limits: dict[str, Any] = {key: entry.get(key) for key in ("min", "max")}
     for key, value in limits.items():
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if value is not None and not number:
             raise InputError(f"{value!r} is no number", where=f"{where}, {key}")
+        if value is not None:
+            _check_bound(figure, value, f"{where}, {key}")
     if limits["min"] is None and limits["max"] is None:
         raise InputError("has neither min nor max", where=where)
+    if None not in limits.values() and limits["min"] > limits["max"]:
+        raise InputError("min is above max, so that it always trips", where=where, hint="Swap them.")
     return Gate(figure=figure, least=limits["min"], most=limits["max"], action=action)
+
+
+def _check_bound(figure: str, value: float, where: str) -> None:
+    """Raises InputError for a threshold that no figure could pass over: its gate would guard nothing."""
+    if figure.startswith("win_rate"):
+        fits, said = value == 0 or 1 < value <= 100, "a win rate is in percent, one half is 50"
+    elif figure in _SHARES:
+        fits, said = 0 <= value <= 1, "it is a share from 0 to 1"
+    else:
+        fits, said = not figure.endswith("_rise_first") or -1 <= value <= 1, "it is a difference of shares"
+    if not fits:
+        raise InputError(f"{value:g} is beyond what the figure can be: {said}", where=where)
 
 
 def check(gates: Sequence[Gate], figures: Mapping[str, Figure]) -> list[Outcome]:
@@ -157,10 +177,10 @@ def decide(outcomes: Sequence[Outcome]) -> str:
 def best(lines: Sequence[Line]) -> int:
     """The round whose policy is best: of those that no gate stopped or rolled back the one with the highest
     win rate against the first policy, which has 50 against itself; of equals the earlier. Without win rates
-    the last one."""
+    the last one. A round without one is not compared where others have it."""
     passed = [line for line in lines if line.round == 0 or line.decision == "go_on"]
-    rates = {line.round: _rate(line) for line in passed}
-    if any(rate is None for rate in rates.values()):
+    rates = {line.round: rate for line in passed if (rate := _rate(line)) is not None}
+    if len(rates) == 1:  # of the first policy alone
         return passed[-1].round
     return max(rates, key=lambda number: (rates[number], -number))
 
@@ -173,12 +193,16 @@ def _rate(line: Line) -> float | None:
 
 
 def sayings(line: Line) -> list[str]:
-    """What a round's gates say to a person, as it ends."""
+    """What a round's gates say to a person, as it ends: those that tripped, and once for each figure that it
+    was not measured, since its gates then guard nothing."""
     tripped = [gate for gate in line.gates if gate["tripped"]]
+    silent = dict.fromkeys(gate["what"] for gate in line.gates if gate["value"] is None)
+    unmeasured = [f"round {line.round}, no gate: {what}" for what in silent]
     if not tripped:
-        return [f"round {line.round} is over" + (", its gates are passed" if line.gates else "")]
+        passed = ", its gates are passed" if len(line.gates) > len(silent) else ""
+        return [f"round {line.round} is over{passed}", *unmeasured]
     action = {"warn": "warning", "roll_back": "roll back", "stop": "stop"}
-    return [f"round {line.round}, {action[gate['action']]}: {gate['what']}" for gate in tripped]
+    return [f"round {line.round}, {action[gate['action']]}: {gate['what']}" for gate in tripped] + unmeasured
 
 
 def last_words(lines: Sequence[Line]) -> str:

@@ -91,7 +91,7 @@ def test_a_policy_that_collapses_to_one_answer(run: Run) -> None:
     hard = {"epochs": 12, "learning-rate": 2e-3, "batch-size": 8, "micro-batch": 8}
     _, lines = run(judge={"method": "odd_judges:OneAnswer"}, train=hard)
     found = tripped(lines[1])
-    assert found.get("top_answer") == "roll_back", lines[1].figures["top_answer"]
+    assert found.get("top_answer_rise_first") == "roll_back", lines[1].figures["top_answer"]
     assert lines[1].best == 0
 
 

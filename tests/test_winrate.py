@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from gavel.records import Completion, Judgment, Message, Prompt, digest
 from gavel.rundir import JsonlWriter, RunDir, read_records
 from judge.head_to_head import head_to_head, models_of
-from judge.winrate import Anchor, Comparison, length_controlled, orders, win_rate
+from judge.winrate import (
+    Anchor,
+    Comparison,
+    length_controlled,
+    length_controlled_interval,
+    orders,
+    win_rate,
+)
 
 Gavel = Callable[..., Ran]
 
@@ -111,6 +118,38 @@ def test_a_planted_length_effect_is_taken_out() -> None:
     assert found is not None and found.difficulty is None and found.n == 2000
     assert found.rate == pytest.approx(50, abs=0.1)
     assert found.length == pytest.approx(-2, abs=0.02)
+
+
+def test_the_interval_of_a_length_controlled_rate_holds_the_rate() -> None:
+    """Of 100 draws with a length effect and a planted quality, 95 % hold the planted rate, give or take."""
+    import numpy as np
+
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(100):
+        differences = rng.normal(0, 50, 200)
+        terms = np.tanh(differences / differences.std(ddof=1))
+        p = 1 / (1 + np.exp(-(1.5 * terms + 0.5)))
+        rows = [
+            Comparison(float(rng.random() < one), 300 + d, 300) for one, d in zip(p, differences, strict=True)
+        ]
+        found = length_controlled(rows)
+        assert found is not None
+        low, high = length_controlled_interval(rows, found) or (0.0, 0.0)
+        held += low < 100 / (1 + math.exp(-0.5)) < high
+    assert 89 <= held <= 99
+
+
+def test_the_interval_without_length_differences_by_hand() -> None:
+    """60 wins of 100: θ = ln 1.5, its error 1 / √(n p (1 - p)) = 0.2041."""
+    rows = [Comparison(float(n < 60), 20, 20) for n in range(100)]
+    found = length_controlled(rows)
+    assert found is not None
+    low, high = length_controlled_interval(rows, found) or (0.0, 0.0)
+    ends = [100 / (1 + math.exp(-(math.log(1.5) + z * 0.20412))) for z in (-1.959964, 1.959964)]
+    assert (low, high) == pytest.approx(ends, abs=0.3), "the fit's penalty draws it a little towards 50"
+    always = [Comparison(1.0, 20, 20)] * 9
+    sure = length_controlled(always)
+    assert sure is not None and length_controlled_interval(always, sure) is None
 
 
 def test_a_planted_quality_stays() -> None:
