@@ -146,6 +146,17 @@ class Tokenizer(Protocol):
         """Ids of untrusted text alone: no BOS, no special tokens."""
         ...
 
+    def begins_thinking(self, text: str) -> bool:
+        """Whether a turn begins with thinking between tags that there are tokens for."""
+        ...
+
+    def answer_ids(self, text: str, *, opened: bool = False) -> list[int]:
+        """Ids of an assistant's turn without what ends it: as `text_ids`, but for the tags of its thinking.
+
+        opened: the prompt ended with the opening tag, which is not repeated.
+        """
+        ...
+
     def span_ids(self, context: str, target: str) -> tuple[list[int], int]:
         """Ids of context + target tokenised together (with BOS where the tokenizer has one), and
         where the target's span starts: the first token that holds any of its text."""

@@ -1,13 +1,14 @@
 """A reward model as judge: the raw score of a sequence-classification model with one label.
 
 The sequence is what a policy trains on: the prompt by the model's chat template, the candidate as the
-assistant's turn, and the token that ends it, left out where the candidate was cut off. A candidate that was
-sampled with a tokenizer that renders the prompt to the same ids is read as the ids that were sampled, its
-thinking included, as `gavel train reward` reads it.
+assistant's turn as the template renders it, and the token that ends it, left out where the candidate was cut
+off. A candidate that was sampled with a tokenizer that renders the prompt to the same ids is read as the ids
+that were sampled, its thinking included. `gavel train reward` reads both alike.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ from gavel.packed import unpack_ids
 from gavel.protocols import Capability, Rewarded, RewardRequest, Tokenizer
 from gavel.records import Completion, Judgment, Prompt, digest
 from gavel.templates import as_text
+from gavel.turns import Asked, asked, turn_ids
 from judge.method import Call, Item, Reply, Request, Verdict, one_by_one
 
 
@@ -27,7 +29,7 @@ class Reward:
     plain: bool | None = None
 
     name: str = field(default="reward", init=False)
-    parser: str = field(default="reward/2", init=False)
+    parser: str = field(default="reward/3", init=False)
     aspects: tuple[str, ...] = field(default=("reward",), init=False)
     call: Call = field(default=Call.REWARD, init=False)
     one_prompt: bool = field(default=False, init=False)
@@ -51,17 +53,20 @@ class Reward:
     def render(self, item: Item, tokenizer: Tokenizer | None) -> list[Request]:
         assert tokenizer is not None, "needs TOKENS"
         completion = item.completions[0]
-        ids = [] if self._is_plain(tokenizer) else tokenizer.chat_ids(item.prompt.messages)
+        plain = self._is_plain(tokenizer)
+        prompt = Asked(item.prompt.messages, array("i")) if plain else asked(item.prompt.messages, tokenizer)
+        ids = prompt.ids.tolist()
         if completion.token_ids is not None and completion.prompt_hash == digest("prompt_ids", ids):
             return [RewardRequest(key="", token_ids=ids + unpack_ids(completion.token_ids))]
         if not completion.text:
             raise RowError("the text is empty")
-        if self._is_plain(tokenizer):
+        ended = completion.finish_reason != "length"
+        if plain:
             ids, _ = tokenizer.span_ids(as_text(item.prompt.messages) + "\n\n", completion.text)
+            ids += [tokenizer.eos_id] if ended else []
         else:
-            ids += tokenizer.text_ids(completion.text)
-        ending = [] if completion.finish_reason == "length" else [tokenizer.eos_id]
-        return [RewardRequest(key="", token_ids=[*ids, *ending])]
+            ids += turn_ids(prompt, completion.text, tokenizer, ended=ended)
+        return [RewardRequest(key="", token_ids=ids)]
 
     def parse(self, item: Item, replies: Sequence[Reply]) -> Verdict:
         (reply,) = replies

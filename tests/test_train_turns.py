@@ -10,15 +10,18 @@ import pytest
 from tokenizers_made import FAMILIES
 
 from gavel.errors import RowError
+from gavel.protocols import RewardRequest
 from gavel.records import Completion, Message, PreferencePair, Prompt, prompt_id
 from gavel.rows import BadRows
 from gavel.rundir import JsonlWriter, RunDir
 from gavel.sources import read_preferences as read_source
 from gavel.tokenizer import HfTokenizer
+from gavel.turns import asked, turn_ids
+from judge.method import Item
+from judge.reward import Reward
 from train.data import PairRow, read_preferences, read_run
 from train.rows import Encoder
 from train.sft_data import conversation_rows
-from train.turns import asked, turn_ids
 
 QUESTION = (Message("user", "what is it?"),)
 CHOSEN, REJECTED = " It's the end", "the lazy dog "
@@ -115,6 +118,29 @@ def test_a_text_is_rendered_once_however_many_pairs_it_is_in(
     rendered.clear()
     assert len(read_run(RunDir(tmp_path), Encoder(tokenizers["qwen"]), BadRows(0))) == 2
     assert rendered == [CHOSEN, REJECTED]
+
+
+@every_family
+@pytest.mark.parametrize("finish", ["stop", "length", None])
+def test_a_reward_model_judges_what_it_was_trained_on(
+    family: str, finish: str | None, tokenizers: dict[str, HfTokenizer], tmp_path: Path
+) -> None:
+    tokenizer = tokenizers[family]
+    (row,) = from_run(tmp_path, tokenizer, finish_reason=finish)
+    prompt = Prompt(id=prompt_id(QUESTION), messages=QUESTION)
+    for ids, text in ((row.chosen_ids, CHOSEN), (row.rejected_ids, REJECTED)):
+        candidate = Completion(id="c", prompt_id=prompt.id, index=0, text=text, finish_reason=finish)
+        (request,) = Reward().render(Item(prompt, (candidate,), "reward"), tokenizer)
+        assert isinstance(request, RewardRequest)
+        assert request.token_ids == [*row.prompt_ids, *ids]
+
+
+def test_an_empty_text_is_left_out_and_counted(tokenizers: dict[str, HfTokenizer], tmp_path: Path) -> None:
+    from_run(tmp_path, tokenizers["llama3"])
+    completions, encoder = RunDir(tmp_path).completions_path, Encoder(tokenizers["llama3"])
+    completions.write_text(completions.read_text().replace(REJECTED, " "))
+    assert read_run(RunDir(tmp_path), encoder, BadRows(0)) == []
+    assert encoder.left_out == {"empty completion": 1}
 
 
 def test_an_answer_that_cannot_follow_its_prompt_is_a_bad_row(tmp_path: Path) -> None:

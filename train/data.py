@@ -2,7 +2,7 @@
 
 A run directory keeps the ids of its completions; only text from elsewhere is tokenised here. The
 prompt is rendered again by the model's tokenizer and must hash to what the sampler saw. An answer that came
-as text is trained as the chat template would have rendered it (`train.turns`), as `gavel train sft` does.
+as text is trained as the chat template would have rendered it (`gavel.turns`), as `gavel train sft` does.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from gavel.records import Completion, PreferencePair, Prompt, decode, digest
 from gavel.rows import BadRows
 from gavel.rundir import RunDir, read_lines
 from gavel.sources import PreferenceRow
+from gavel.turns import Asked, asked, turn_ids
 from train.rows import Encoder
-from train.turns import Asked, asked, turn_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +99,9 @@ class Recorded:
     def behind(self, prompt: Asked, encoder: Encoder) -> Answer:
         """The completion as the answer to its prompt. Raises RowError for a text that cannot be one."""
         if self.answer is None:
-            ids = turn_ids(prompt, self.text, encoder.tokenizer, ended=not self.cut_off)
+            ids = array("i")  # of an empty one, which is left out
+            if self.text.strip():
+                ids = turn_ids(prompt, self.text, encoder.tokenizer, ended=not self.cut_off)
             self.answer, self.text = Answer(ids), ""
         return self.answer
 

@@ -21,9 +21,9 @@ from gavel.records import Message, digest
 from gavel.rows import BadRows
 from gavel.rundir import RunDir
 from gavel.tokenizer import HfTokenizer
+from gavel.turns import asked, turn_ids
 from train.data import check_rendering, recorded
 from train.rows import Encoder
-from train.turns import asked, turn_ids
 
 Span = tuple[int, int]
 PACKED_LENGTH = 2048  # tokens of a row of raw text, where neither --max-length nor the context says less

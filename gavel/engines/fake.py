@@ -69,10 +69,16 @@ class ByteTokenizer:
         ids: list[int] = []
         for message in messages:
             ids += [_ROLES.get(message.role, USER), *message.content.encode()]
-        return [*ids, ASSISTANT]
+        return [*ids, ASSISTANT] if template_args.get("add_generation_prompt", True) else ids
 
     def text_ids(self, text: str) -> list[int]:
         return list(text.encode())
+
+    def begins_thinking(self, text: str) -> bool:
+        return False
+
+    def answer_ids(self, text: str, *, opened: bool = False) -> list[int]:
+        return self.text_ids(text)
 
     def span_ids(self, context: str, target: str) -> tuple[list[int], int]:
         before = context.encode()

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from gavel.errors import RowError
+from gavel.protocols import Tokenizer
 from gavel.records import Message
 from gavel.thinking import DEFAULT
-from gavel.tokenizer import HfTokenizer
 
 
 class Asked(NamedTuple):
@@ -19,12 +19,12 @@ class Asked(NamedTuple):
     ids: array[int]
 
 
-def asked(messages: Sequence[Message], tokenizer: HfTokenizer) -> Asked:
+def asked(messages: Sequence[Message], tokenizer: Tokenizer) -> Asked:
     """A prompt as an engine sees it. Raises RowError where the chat template refuses the conversation."""
     return Asked(messages, array("i", tokenizer.chat_ids(messages)))
 
 
-def turn_ids(prompt: Asked, text: str, tokenizer: HfTokenizer, *, ended: bool = True) -> array[int]:
+def turn_ids(prompt: Asked, text: str, tokenizer: Tokenizer, *, ended: bool = True) -> array[int]:
     """The ids of `text` as the answer to a prompt: the chat template's own rendering of it (some put a space
     before it, some trim it) where that goes on from the prompt and says the same, else its text alone; and
     what ends the turn.
