@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import json
 import math
@@ -511,3 +512,30 @@ def test_a_cut_text_says_how_long_it_was(tmp_path: Path) -> None:
     assert (one["chosen"]["text"][1], one["chosen"]["chars"]) == (30_004, 30_004)
     assert one["prompt"][0][2] == 30_002
     assert one["said"][0]["raw"][1] == 30_000
+
+
+def test_the_duels_of_the_evaluation_are_a_part_of_their_own(tmp_path: Path) -> None:
+    home = rounds(tmp_path)
+    paired(home / "evaluation" / "duels", prompts=3)
+    report = collect(home)
+    assert [run.label for run in report.runs] == ["round 1", "round 2", "evaluation"]
+    data = Parts(build_page(report)[0]).data("report-data")
+    assert data["scopes"][data["first"]]["label"] == "round 2"  # what is shown first is a round
+    assert {one.label for one in report.examples} == {"round 1", "round 2", "evaluation"}
+
+
+def test_the_gravest_doubts_of_all_rounds_come_first(tmp_path: Path) -> None:
+    doubts = [one.doubts[:1] for one in collect(rounds(tmp_path)).examples]
+    assert doubts[:4] == [(JUDGES,), (JUDGES,), (ORDERS,), (ORDERS,)]
+    assert doubts[-1] == ()
+
+
+def test_very_many_rounds_keep_their_figures(tmp_path: Path) -> None:
+    report = collect(rounds(tmp_path))
+    many = [dataclasses.replace(report.runs[0], label=f"round {i}") for i in range(400)]
+    page, summary = build_page(dataclasses.replace(report, runs=tuple(many)))
+    assert len(page) < LIMIT_BYTES
+    assert 2 <= summary["runs"] < 400
+    data = Parts(page).data("report-data")
+    assert data["scopes"][-1]["label"] == "round 399"
+    assert any("of 400 rounds" in note for section in data["overall"] for note in section["notes"])
