@@ -95,7 +95,7 @@ def run_demo(out: str, chosen: Chosen) -> dict[str, Any]:
         "rounds": [figures(root, n, name, len(texts), HELD_OUT) for n, name in enumerate(pairs)],
         "decisions": [line.decision for line in lines],
         "seconds": _seconds(lines) | {"oracle": round(sum(measured), 1)},
-        "words": last_words(lines),
+        "words": last_words(lines, root),
         "report": str(root / "report.html"),
         "run": str(root),
     }

@@ -96,7 +96,7 @@ def _run(root: Path, config: RoundsConfig, as_json: bool) -> None:
     with RunDir.open(root):
         write_atomic(root / "config.toml", to_toml(dict(config.table)).encode())
     lines = run_rounds(root, config)
-    words = last_words(lines)
+    words = last_words(lines, root)
     if as_json:
         emit(_result(root, lines, words), True)
     else:

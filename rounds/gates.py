@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gavel.command import nearest
@@ -205,15 +206,16 @@ def sayings(line: Line) -> list[str]:
     return [f"round {line.round}, {action[gate['action']]}: {gate['what']}" for gate in tripped] + unmeasured
 
 
-def last_words(lines: Sequence[Line]) -> str:
-    """Which checkpoint to use, and why."""
+def last_words(lines: Sequence[Line], root: Path) -> str:
+    """Which checkpoint to use, and why. root: of the run."""
     last = lines[-1]
     chosen = lines[last.best]
+    model = root / chosen.model if chosen.round else chosen.model
     rounds = [line for line in lines if line.round]
     measured = {line.round: line.figures.get("win_rate_first", {}) for line in rounds}
     if chosen.round == 0:
         failed = "; ".join(f"round {line.round}: {_why(line)}" for line in rounds)
-        return f"Use {chosen.model}, as it was before the rounds: no round was better. {failed}"
+        return f"Use {model}, as it was before the rounds: no round was better. {failed}"
     figure = measured[chosen.round]
     if figure.get("value") is None:
         reason = "it is the last round that no gate stopped; win rates were not measured"
@@ -230,7 +232,7 @@ def last_words(lines: Sequence[Line]) -> str:
         for line in rounds
         if line.decision != "go_on"
     ]
-    return " ".join([f"Use {chosen.model} (round {chosen.round}): {reason}.", *others_failed])
+    return " ".join([f"Use {model} (round {chosen.round}): {reason}.", *others_failed])
 
 
 def _why(line: Line) -> str:

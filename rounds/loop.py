@@ -8,7 +8,6 @@ needs one.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +30,6 @@ from rounds.ledger import Ledger, Made
 from rounds.lifetimes import Lifetimes
 from rounds.pool import Pool
 from rounds.standing import Line, Plan, kept_rounds, plan_of, prunable, read_figures
-
-STAGES = ("sample", "judge", "pair", "reward", "train", "evaluate")
 
 
 def run_rounds(
@@ -70,7 +67,6 @@ class Rounds:
 
     def __init__(self, root: Path, config: RoundsConfig, ledger: Ledger, engines: Lifetimes) -> None:
         self.root, self.config, self.ledger, self.engines = root, config, ledger, engines
-        self.started = time.monotonic()
         pool = ledger.do("prompts", Pool.settings(config.prompts, config.seed), {},
                          lambda: Pool.take_in(root, config.prompts, config.seed, config.rounds))  # fmt: skip
         self.pool, self._pool_hash = Pool.read(root), pool.output

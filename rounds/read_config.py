@@ -12,7 +12,6 @@ from dataclasses import fields, replace
 from typing import Any
 
 import click
-import msgspec
 
 from gavel.command import options_of, read_toml
 from gavel.engines import EngineConfig
@@ -267,11 +266,3 @@ def _plain(table: Table, kind: type) -> Any:
              for f in fields(kind)}  # fmt: skip
     table.end()
     return kind(**found)
-
-
-def settings_of(config: RoundsConfig) -> dict[str, Any]:
-    """All of it, defaults included, as JSON has it."""
-    from dataclasses import asdict
-
-    found: dict[str, Any] = msgspec.to_builtins({k: v for k, v in asdict(config).items() if k != "table"})
-    return found

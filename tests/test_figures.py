@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -262,11 +263,11 @@ def test_a_round_starts_from_the_last_one_or_after_a_rollback_from_the_best() ->
 def test_last_words_name_the_checkpoint_and_the_reason() -> None:
     gate = {"figure": "cut_off", "tripped": True, "action": "roll_back", "what": "cut off 0.9 is over 0.5"}
     lines = [line(0), line(1, 63.2, best=1), line(2, 40.0, "roll_back", best=1, gates=[gate])]
-    words = last_words(lines)
-    assert words.startswith("Use rounds/01/model (round 1): it wins 63.2 % (95 %: 58.2 to 68.2)")
+    words = last_words(lines, Path("run"))
+    assert words.startswith("Use run/rounds/01/model (round 1): it wins 63.2 % (95 %: 58.2 to 68.2)")
     assert words.endswith("Round 2 was rolled back: cut off 0.9 is over 0.5.")
-    assert "no round was better" in last_words([line(0), line(1, 45.0)])
-    assert "win rates were not measured" in last_words([line(0), line(1, best=1)])
+    assert "no round was better" in last_words([line(0), line(1, 45.0)], Path("run"))
+    assert "win rates were not measured" in last_words([line(0), line(1, best=1)], Path("run"))
 
 
 def test_what_was_not_measured_is_said_once_and_before_nobody_trusts_its_gates() -> None:
