@@ -195,6 +195,20 @@ def test_judging_while_sampling_changes_no_result(
     assert refused.code == 2 and "overlap" in refused.err
 
 
+def test_engines_that_are_restarted_change_no_result(
+    finished: Path, tiny: Tiny, tmp_path: Path, gavel: Gavel
+) -> None:
+    """Each lives only while it is used; the records still name the policy as the configuration does."""
+    table = small_table(tiny, finished.parent, rounds=2) | {"engines": "restart"}
+    run = tmp_path / "run"
+    done = gavel("rounds", "start", write(table, tmp_path), "--out", run)
+    assert done.code == 0, done.err
+    assert done.err.count("starting the policy's engine") >= 4
+    for path in finished.rglob("*.jsonl"):
+        if path.name not in ("events.jsonl", "figures.jsonl", "metrics.jsonl"):
+            assert (run / path.relative_to(finished)).read_bytes() == path.read_bytes(), path
+
+
 def test_a_spent_budget_stops_and_a_larger_one_goes_on(tiny: Tiny, tmp_path: Path, gavel: Gavel) -> None:
     table = small_table(tiny, tmp_path, rounds=2)
     table["budget"] = {"judge_calls": 40}
