@@ -95,6 +95,7 @@ def train_sft(config: SftConfig, rows: Sequence[SftRow], out: str | Path) -> dic
     """
     started = time.monotonic()
     running.quiet()
+    group.check_shards("SFT", "FSDP2", "DeepSpeed")
     running.check_names(config)
     running.check_rows(config, rows)
     running.check_batch(config, rows)

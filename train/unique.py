@@ -139,7 +139,7 @@ def try_prompts(model: Any, rows: Sequence[PairRow], device: torch.device, toler
     """Installs what `by_prompts` needs, if both forwards then agree.
 
     Args:
-        model: the causal language model itself, not an adapter around it. rows: pairs to try them on.
+        model: a causal language model, or one with an adapter. rows: pairs to try them on.
         tolerance: mean |Δ log-probability| per token at which they agree.
 
     Returns: what stands in the way; nothing is changed then.
@@ -155,7 +155,7 @@ def try_prompts(model: Any, rows: Sequence[PairRow], device: torch.device, toler
     try:
         with torch.no_grad():
             plain = scores(by_rows)
-            undo = forest.install(model)
+            undo = forest.install(model.get_base_model() if hasattr(model, "peft_config") else model)
             apart = float((scores(by_prompts) - plain).abs().mean())
         problem = None if apart < tolerance else f"log-probabilities differ by {apart:.2g} per token"
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
