@@ -90,6 +90,7 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
         it: the reference is asked as the policy will be."""
         if self.is_fsdp_enabled:
             self._look_at_reference()
+            group.reshard(self.model)
         return super().create_scheduler(*args, **kwargs)
 
     def _look_at_reference(self) -> None:

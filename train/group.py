@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from torch.distributed.fsdp import FSDPModule
 
 from gavel import processes
 from gavel.errors import InputError
@@ -37,6 +38,14 @@ def check_shards(task: str, *known: str) -> None:
         hint = "Set fsdp_version: 2 in accelerate's configuration." if "FSDP2" in known else None
         raise InputError(f"{task} works with {' or '.join(ways)}, not with {shards()}",
                          hint=hint if shards() == "FSDP1" else None)  # fmt: skip
+
+
+def reshard(model: torch.nn.Module) -> None:
+    """Lets go of what a forward pass without gradients has left whole of a model in shards: a checkpoint can be
+    loaded into shards alone."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def size() -> int:

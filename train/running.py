@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import datasets
 import torch
 import transformers
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 from transformers.training_args import OptimizerNames
@@ -140,6 +141,7 @@ def run(config: C, output: Output, make: Callable[[C, list[Any]], Any]) -> Done:
         trainer: Any = None
         try:
             trainer = make(config, [metrics, checkpoints, *bar()])
+            _check_stored(checkpoint, trainer)
             trainer.remove_callback(PrinterCallback)
             began = time.monotonic()
             with stopping(checkpoints):
@@ -162,6 +164,14 @@ def run(config: C, output: Output, make: Callable[[C, list[Any]], Any]) -> Done:
         config = replace(config, micro_batch=smaller)
         del trainer
         free_memory()
+
+
+def _check_stored(checkpoint: Path | None, trainer: Any) -> None:
+    """Refuses a checkpoint of whole models for shards, and the other way round."""
+    shards = checkpoint is not None and any(checkpoint.glob(f"{FSDP_MODEL_NAME}*"))
+    if checkpoint is not None and shards != trainer.is_fsdp_enabled:
+        raise InputError(f"{checkpoint} was saved {'with' if shards else 'without'} FSDP",
+                         hint="Go on as it was begun, or choose another --out.")  # fmt: skip
 
 
 def out_of_memory(error: Exception) -> bool:
