@@ -82,16 +82,30 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
         self._aux_coef: float = self.router_aux_loss_coef
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """TRL calls it once the model is ready. What it gives is kept here, not in the data."""
+        """TRL calls it once the model is there. What it gives is kept here, not in the data."""
+        self.ref_model = None  # for FSDP, TRL loads one
+        if not self.is_fsdp_enabled:
+            self._look_at_reference()
+        return dataset
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer calls it once the model is divided among the processes, before a checkpoint is loaded into
+        it: the reference is asked as the policy will be."""
+        if self.is_fsdp_enabled:
+            self._look_at_reference()
+            group.reshard(self.model)
+        return super().create_scheduler(*args, **kwargs)
+
+    def _look_at_reference(self) -> None:
+        """Finds the reference's log-probabilities, with the model that training starts from."""
         config = self._config
         self.sharing, self._forward = self._shared()
         self.merge = self.sharing != "off"
         if config.sync_steps:
             self._moving = Moving.behind(self)
-            return dataset
+            return
         policy = "pass" if config.ld_alpha is not None else config.reference
         self.reference = reference_logps(self.rows, self._pass, policy, self._precision, config.audit_rows)
-        return dataset
 
     def _shared(self) -> tuple[str, Any]:
         """How far pairs share work, and the forward pass that does it."""
@@ -101,8 +115,7 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
         if asked != "prompts":
             return asked, by_rows
         model = self.accelerator.unwrap_model(self.model)
-        base = model.get_base_model() if self._config.lora_r else model
-        why = self._against_prompts(base)
+        why = self._against_prompts(model)
         if why is None:
             return "prompts", by_prompts
         say(f"prompts go through the model once for each completion: {why}")
@@ -124,11 +137,14 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
         """Reference log-probabilities of rows."""
         chosen, rejected = torch.zeros(len(rows)), torch.zeros(len(rows))  # (rows,)
         size = self.args.per_device_train_batch_size
+        dealt = exact.dealt(draw.micro_batches(rows, range(len(rows)), size, self.merge))
         with self._reference_model() as (model, forward):
-            for picked in exact.mine(draw.micro_batches(rows, range(len(rows)), size, self.merge)):
+            for picked, spare in dealt:
                 batch = self._prepare_inputs(self._batch([rows[place] for place in picked]))
                 scored = Scored(forward, model, batch.pop(_UNIQUE), self.accelerator.device)
                 c, r = self.compute_ref_log_probs(scored, batch)
+                if spare:
+                    continue
                 chosen[picked], rejected[picked] = c.float().cpu(), r.float().cpu()
         return group.summed(chosen), group.summed(rejected)
 
@@ -237,7 +253,8 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
     """
     started = time.monotonic()
     running.quiet()
-    group.check_whole("DPO, which asks a reference,")
+    group.check_shards("DPO", "FSDP2")
+    _check_shards(config)
     running.check_names(config)
     running.check_rows(config, rows)
     running.check_batch(config, rows)
@@ -279,6 +296,18 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
         return summary
 
 
+def _check_shards(config: DpoConfig) -> None:
+    """Refuses what asks for a whole model where processes have shards of it."""
+    if group.shards():
+        if config.sync_steps:
+            raise InputError("a reference that moves needs whole copies of the model", where="--sync-steps")
+        if config.reference_model is not None:
+            raise InputError(f"another model than the trained one is not divided by {group.shards()}",
+                             where="--reference-model")  # fmt: skip
+        if config.qlora:
+            raise InputError(f"4 bits are not divided by {group.shards()}", where="--qlora")
+
+
 def _check_model(config: DpoConfig, model: Any) -> None:
     """Refuses settings that do not suit the model."""
     models.check_targets(model, config.lora_targets, "which DPO reads itself and not through an adapter")
@@ -302,6 +331,7 @@ def _arguments(config: DpoConfig, precision: str, output: Output) -> TrlConfig:
         ref_model_sync_steps=config.sync_steps or 1,  # `reference.Moving` reads both; TRL's own would need a
         ref_model_mixup_alpha=config.sync_mixup,  # reference that is not precomputed
         precompute_ref_log_probs=True,
+        trust_remote_code=config.trust_remote_code,
     )
 
 

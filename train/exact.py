@@ -144,7 +144,7 @@ class ExactRows:
             return [], None
         made = [
             self.micro_batch(places) | {ROW: torch.tensor(places), _SPARE: spare}
-            for places, spare in _dealt(self.arranged(self._places))
+            for places, spare in dealt(self.arranged(self._places))
         ]
         counts = torch.stack([self.counts(batch) * (not batch[_SPARE]) for batch in made]).sum(dim=0)
         self.totals = (group.summed(counts) / group.size()).tolist()
@@ -238,11 +238,12 @@ def mine(parts: Sequence[T]) -> Sequence[T]:
     return parts[group.rank() :: group.size()]
 
 
-def _dealt(micro_batches: Sequence[list[int]]) -> list[tuple[list[int], bool]]:
-    """This process's share of a step's micro-batches, as many as any other's, and which are spare."""
-    dealt = [(places, False) for places in mine(micro_batches)]
+def dealt(micro_batches: Sequence[list[int]]) -> list[tuple[list[int], bool]]:
+    """This process's share of micro-batches, as many as any other's, and which are spare: where processes
+    have shards of a model, each forward pass takes all of them."""
+    share = [(places, False) for places in mine(micro_batches)]
     most = math.ceil(len(micro_batches) / group.size())
-    return dealt + [(micro_batches[-1], True)] * (most - len(dealt))
+    return share + [(micro_batches[-1], True)] * (most - len(share))
 
 
 _EMPTY = {ROW: torch.empty(0, dtype=torch.long)}

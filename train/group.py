@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from torch.distributed.fsdp import FSDPModule
 
 from gavel import processes
 from gavel.errors import InputError
@@ -23,11 +24,28 @@ def join() -> None:
         PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
 
 
-def check_whole(task: str) -> None:
-    """Raises InputError where accelerate divides the model itself among the processes."""
-    if any(os.environ.get(name) == "true" for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")):
-        raise InputError(f"{task} works with whole copies of the model, not with FSDP or DeepSpeed",
-                         hint="Use --processes N, or accelerate with data parallelism.")  # fmt: skip
+def shards() -> str:
+    """What accelerate is told to divide the model itself by: FSDP1, FSDP2, DeepSpeed or nothing."""
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        return f"FSDP{os.environ.get('FSDP_VERSION', '1')}"
+    return "DeepSpeed" if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" else ""
+
+
+def check_shards(task: str, *known: str) -> None:
+    """Raises InputError where accelerate divides the model by something else than what `task` knows."""
+    if shards() and shards() not in known:
+        ways = [*known, "whole copies of the model (--processes N, or accelerate with data parallelism)"]
+        hint = "Set fsdp_version: 2 in accelerate's configuration." if "FSDP2" in known else None
+        raise InputError(f"{task} works with {' or '.join(ways)}, not with {shards()}",
+                         hint=hint if shards() == "FSDP1" else None)  # fmt: skip
+
+
+def reshard(model: torch.nn.Module) -> None:
+    """Lets go of what a forward pass without gradients has left whole of a model in shards: a checkpoint can
+    be loaded into shards alone."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def size() -> int:

@@ -215,12 +215,11 @@ def save_state(loaded: Loaded, state: Mapping[str, torch.Tensor], dtype: torch.d
     """Saves weights that are not those of a module at rest, and the configuration; the model stays as it is.
 
     Args:
-        state: by the names of `loaded.model` as it came; tensors that share memory are saved once.
+        state: by the names of `loaded.model` as it came; of tied weights one is saved.
     """
-    cast: dict[int, torch.Tensor] = {}
-    for weight in state.values():
-        cast.setdefault(weight.data_ptr(), weight.detach().to(dtype))
-    loaded.model.save_pretrained(folder, state_dict={k: cast[w.data_ptr()] for k, w in state.items()})
+    tied = loaded.model.all_tied_weights_keys
+    cast = {name: w.detach().to(dtype) for name, w in state.items() if tied.get(name) not in state}
+    loaded.model.save_pretrained(folder, state_dict=cast)
     config = copy.deepcopy(loaded.config)
     config.dtype, config.architectures = dtype, [type(loaded.model).__name__]
     config.save_pretrained(folder)
@@ -244,8 +243,8 @@ def merged(model: Any, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
     for name, weight in base.items():
         layer, inside, end = name.partition(".base_layer.")
         if not inside:
-            if ".lora_" not in name:
-                found[name] = weight
+            if ".lora_" not in name and ".original_module." not in name:
+                found[name.replace(".modules_to_save.default.", ".")] = weight  # trained whole
             continue
         if end == "weight":
             a, b = (base[f"{layer}.lora_{side}.default.weight"] for side in "AB")

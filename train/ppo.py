@@ -65,7 +65,7 @@ def train_ppo(
             are not those of the weights it was given.
     """
     running.quiet()
-    group.check_whole("PPO")
+    group.check_shards("PPO")
     running.check_names(config)
     trackers(config)
     group.join()

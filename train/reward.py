@@ -113,7 +113,7 @@ def train_reward(config: RewardConfig, rows: Sequence[PairRow], out: str | Path)
     """
     started = time.monotonic()
     running.quiet()
-    group.check_whole("a reward model, which is measured when it is trained,")
+    group.check_shards("a reward model", "FSDP2")
     running.check_names(config)
     running.check_rows(config, rows)
     _check_margins(config, rows)
@@ -189,12 +189,13 @@ def pair_rewards(trainer: Any, rows: Sequence[PairRow]) -> tuple[Rewards, Reward
     found = torch.zeros(2, len(rows), dtype=torch.float64)
     trainer.model.eval()
     size = trainer.args.per_device_train_batch_size
-    for picked in exact.mine(draw.micro_batches(rows, range(len(rows)), size)):
+    for picked, spare in exact.dealt(draw.micro_batches(rows, range(len(rows)), size)):
         batch = trainer._prepare_inputs(trainer.batch([rows[place] for place in picked]))
         sides = batch.pop("sides")
         with torch.no_grad(), trainer.compute_loss_context_manager():
             scores = trainer.model(**batch, use_cache=False).logits[sides]  # (2 · pairs, 1)
-        found[:, picked] = scores.double().cpu().reshape(2, -1)
+        if not spare:
+            found[:, picked] = scores.double().cpu().reshape(2, -1)
     chosen, rejected = group.summed(found).numpy()
     return chosen, rejected
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import datasets
 import torch
 import transformers
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 from transformers.training_args import OptimizerNames
@@ -72,7 +73,7 @@ class Begun:
         """The model at `folder`; with LoRA the adapter, or the merged model with the adapter beside it."""
         dtype = saved_dtype(self.precision)
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            self._save_shards(trainer, folder, dtype)
+            self._save_shards(trainer, folder, dtype, merge)
             return
         if not group.is_main():
             return
@@ -85,16 +86,17 @@ class Begun:
             model = model.merge_and_unload()
         models.save(trainer.loaded, model, source, self.tokenizer.hf, dtype, folder)
 
-    def _save_shards(self, trainer: Any, folder: Path, dtype: torch.dtype) -> None:
-        """The whole model of processes that each have a part of it; with LoRA merged."""
+    def _save_shards(self, trainer: Any, folder: Path, dtype: torch.dtype, merge: bool) -> None:
+        """The same of a model of which each process has a shard: all of them are brought to the main one."""
         state = trainer.accelerator.get_state_dict(trainer.model)
         if not group.is_main():
             return
         model = trainer.accelerator.unwrap_model(trainer.model)
         if self.config.lora_r:
-            model.save_pretrained(folder / "adapter", state_dict=state)
+            model.save_pretrained(folder / "adapter" if merge else folder, state_dict=state)
             state = models.merged(model, state)
-        models.save_state(trainer.loaded, state, dtype, folder)
+        if merge or not self.config.lora_r:
+            models.save_state(trainer.loaded, state, dtype, folder)
         models.save_companions(self.config.model, self.tokenizer.hf, folder)
 
 
@@ -141,6 +143,7 @@ def run(config: C, output: Output, make: Callable[[C, list[Any]], Any]) -> Done:
         trainer: Any = None
         try:
             trainer = make(config, [metrics, checkpoints, *bar()])
+            _check_stored(checkpoint, trainer)
             trainer.remove_callback(PrinterCallback)
             began = time.monotonic()
             with stopping(checkpoints):
@@ -163,6 +166,14 @@ def run(config: C, output: Output, make: Callable[[C, list[Any]], Any]) -> Done:
         config = replace(config, micro_batch=smaller)
         del trainer
         free_memory()
+
+
+def _check_stored(checkpoint: Path | None, trainer: Any) -> None:
+    """Refuses a checkpoint of whole models for shards, and the other way round."""
+    shards = checkpoint is not None and any(checkpoint.glob(f"{FSDP_MODEL_NAME}*"))
+    if checkpoint is not None and shards != trainer.is_fsdp_enabled:
+        raise InputError(f"{checkpoint} was saved {'with' if shards else 'without'} FSDP",
+                         hint="Go on as it was begun, or choose another --out.")  # fmt: skip
 
 
 def out_of_memory(error: Exception) -> bool:

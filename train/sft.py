@@ -101,6 +101,7 @@ def train_sft(
     """
     started = time.monotonic()
     running.quiet()
+    group.check_shards("SFT", "FSDP2", "DeepSpeed")
     running.check_names(config)
     running.check_rows(config, rows)
     running.check_batch(config, rows)

@@ -142,7 +142,7 @@ def try_prompts(model: Any, rows: Sequence[PairRow], device: torch.device, toler
     """Installs what `by_prompts` needs, if both forwards then agree.
 
     Args:
-        model: the causal language model itself, not an adapter around it. rows: pairs to try them on.
+        model: a causal language model, or one with an adapter. rows: pairs to try them on.
         tolerance: mean |Δ log-probability| per token at which they agree.
 
     Returns: what stands in the way; nothing is changed then.
@@ -177,7 +177,7 @@ def try_forest(
         with torch.no_grad():
             expected = plain().double()
             for model in models:
-                undo.append(forest.install(model))
+                undo.append(forest.install(_base(model)))
             apart = float((shared().double() - expected).abs().mean())
         problem = None if apart < tolerance else f"log-probabilities differ by {apart:.2g} per token"
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
@@ -191,3 +191,8 @@ def try_forest(
         for uninstall in undo:
             uninstall()
     return problem
+
+
+def _base(model: Any) -> Any:
+    """The language model itself, without an adapter around it."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model

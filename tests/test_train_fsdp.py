@@ -1,0 +1,159 @@
+"""FSDP2 on two CPU processes trains as one whole model does, for SFT, DPO and reward models."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Ran, Tiny
+from test_train_dpo import assert_adapter_and_merged_agree, same_weights, steps_of
+from test_train_processes import ASIDE, CONFIGURATIONS, command, data
+
+__all__ = ["data"]
+
+LORA = ["--lora-r", 3]  # one of two processes has the larger shard
+#: Name of a run: what is trained, and with what beside the common options.
+RUNS: dict[str, tuple[str, list[object]]] = {
+    "sft": ("sft", ["--gradient-checkpointing"]),
+    "dpo": ("dpo", ["--max-grad-norm", 0.5]),
+    "dpo-sft": ("dpo", ["--loss", "sigmoid=1", "--loss", "sft=1", "--sharing", "completions"]),
+    "dpo-adapter": ("dpo", LORA),
+    "dpo-merged": ("dpo", [*LORA, "--merge"]),
+    "reward": ("reward", []),
+    "reward-lora": ("reward", LORA),
+    "resumed": ("dpo", ["--epochs", 2]),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What one start of two processes trained. folder: an output per run. commands: of the runs, without
+    it."""
+
+    folder: Path
+    commands: dict[str, list[object]]
+
+
+@pytest.fixture(scope="module")
+def shared(tiny: Tiny, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    folder = tmp_path_factory.mktemp("fsdp")
+    untied = _untied(tiny, folder / "model")
+    commands = {}
+    for name, (kind, more) in RUNS.items():
+        commands[name] = [*command(kind, tiny, data), *more]
+        if name == "dpo":
+            commands[name] += ["--model", untied]
+    jobs = [{"arguments": [*map(str, commands[name]), "--out", str(folder / name)]} for name in RUNS]
+    stopped = [{"arguments": [*jobs[-1]["arguments"][:-1], str(folder / out)], "stop_after": 5}
+               for out in ("stopped", "resumed")]  # fmt: skip
+    jobs = [*stopped, *jobs]
+    (folder / "jobs").write_text(json.dumps(jobs))
+    launch = ["-P", "-m", "accelerate.commands.launch", "--config_file", CONFIGURATIONS / "fsdp2.yaml",
+              "--num_processes", 2, "--main_process_port", 0,
+              Path(__file__).with_name("fsdp_on_cpus.py")]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *map(str, launch), str(folder / "jobs")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    codes = folder / "jobs.codes"
+    assert codes.exists() and json.loads(codes.read_text()) == [130, 130, *[0] * len(RUNS)], done.stderr
+    return Shared(folder, commands)
+
+
+def _untied(tiny: Tiny, folder: Path) -> Path:
+    """A model whose head is not its embedding."""
+    import shutil
+
+    from torch.nn import Parameter
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny.lm)
+    model.lm_head.weight = Parameter(model.lm_head.weight.detach().clone().flip(0))
+    model.config.tie_word_embeddings = False
+    shutil.copytree(tiny.lm, folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("name", RUNS)
+def test_shards_train_as_the_whole(
+    name: str, shared: Shared, tmp_path: Path, gavel: Callable[..., Ran]
+) -> None:
+    """Losses, gradient norms, metrics, what is measured afterwards and what is saved."""
+    alone = gavel(*shared.commands[name], "--out", tmp_path / "1", "--json")
+    assert alone.code == 0, alone.err
+    whole, ours = tmp_path / "1", shared.folder / name
+    one, two = steps_of(whole), steps_of(ours)
+    assert len(one) == len(two) > 1
+    for a, b in zip(one, two, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], abs=1e-5)
+        for key in a.keys() - {k for k in a if k.startswith(ASIDE)}:
+            assert b[key] == pytest.approx(a[key], rel=1e-5, abs=1e-4), key
+    assert sorted(_files(ours)) == sorted(_files(whole))
+    if name == "dpo-adapter":
+        assert_adapter_and_merged_agree(shared.commands[name][3], ours, shared.folder / "dpo-merged")
+    else:
+        assert same_weights(whole, ours, atol=1e-5)
+    found = json.loads((ours / "gavel.json").read_text())["summary"]
+    for key in ("reward_mean", "held_out", "sharing", "reference"):
+        assert _close(found.get(key), json.loads(alone.out).get(key)), key
+    _loads(ours, RUNS[name][0])
+
+
+def _files(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+
+
+def _close(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_close(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(_close, a, b))
+    return bool(a == (pytest.approx(b, abs=1e-5) if isinstance(b, float) else b))
+
+
+def _loads(folder: Path, kind: str) -> None:
+    """By transformers, with nothing missing or made up."""
+    import transformers
+
+    if (folder / "adapter_config.json").exists():
+        return
+    auto = "AutoModelForSequenceClassification" if kind == "reward" else "AutoModelForCausalLM"
+    _, info = getattr(transformers, auto).from_pretrained(folder, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+
+
+@pytest.mark.engine
+def test_a_checkpoint_of_shards(shared: Shared, gavel: Callable[..., Ran]) -> None:
+    """It loads as a model, and is resumed as it was begun or not at all."""
+    out = shared.folder / "stopped"
+    (checkpoint,) = (out / "checkpoints").glob("*-5")
+    _loads(checkpoint, "dpo")
+    ran = gavel(*shared.commands["resumed"], "--out", out)
+    assert ran.code == 2 and "checkpoint-5 was saved with FSDP" in ran.err, ran.err
+    assert [step["step"] for step in steps_of(shared.folder / "resumed")] == list(range(1, 9))
+
+
+@pytest.mark.parametrize(("settings", "arguments", "said"), [
+    ({"ACCELERATE_USE_FSDP": "true"}, [], "not with FSDP1"),
+    ({"ACCELERATE_USE_DEEPSPEED": "true"}, [], "not with DeepSpeed"),
+    ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, ["--sync-steps", 2], "--sync-steps"),
+    ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, ["--qlora", *LORA], "--qlora"),
+])  # fmt: skip
+def test_what_cannot_be_divided_is_refused(
+    settings: dict[str, str], arguments: list[object], said: str, tiny: Tiny, data: Path, tmp_path: Path,
+    gavel: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    ran = gavel(*command("dpo", tiny, data), *arguments, "--out", tmp_path / "out")
+    assert ran.code == 2 and said in ran.err, ran.err
+    assert not (tmp_path / "out").exists()
