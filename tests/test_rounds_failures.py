@@ -66,7 +66,7 @@ def test_a_round_that_went_well_passes_and_one_too_proud_a_gate_leaves_its_evide
 
 
 def test_a_judge_that_loves_length(run: Run) -> None:
-    longer = {"length_ratio_first": {"max": 1.1, "action": "warn"}}  # answers of this language are short
+    longer = {"length_ratio_first": {"max": 1.02, "action": "warn"}}  # answers of this language are short
     done, lines = run(judge={"method": "odd_judges:LovesLength"}, train={"epochs": 6}, gates=longer)
     found = tripped(lines[1])
     assert found["win_rate_first"] == "roll_back" and found["length_ratio_first"] == "warn"
