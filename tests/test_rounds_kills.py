@@ -142,7 +142,7 @@ def test_thirty_kills_change_nothing(tiny: Tiny, driver: Driver, tmp_path: Path)
         while True:
             pid = driver.begin(root, config)
             if kills < KILLS:
-                kill_after(pid, draw.uniform(0, whole_s / 6))
+                kill_after(pid, draw.uniform(0, 0.7 * whole_s))
             before = recorded(root) if root.exists() else set()
             seen = len(log.read_bytes()) if log.exists() else 0
             code = driver.end()
