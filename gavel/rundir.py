@@ -151,6 +151,12 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def clear_torn(folder: Path) -> None:
+    """Removes what a writer that was killed inside `write_atomic` left; the caller is the only writer."""
+    for stray in folder.glob(".*.tmp"):
+        stray.unlink(missing_ok=True)
+
+
 class _Key(msgspec.Struct):
     """The two fields that an index reads of a record."""
 
@@ -202,6 +208,7 @@ class RunDir:
                 hint="Choose a new or empty directory.",
             )
         run._take_lock()
+        clear_torn(run.path)
         try:
             manifest = run.manifest()
             if "format" not in manifest:

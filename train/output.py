@@ -19,7 +19,7 @@ from typing import Any
 
 from gavel.errors import InputError, RunDirError
 from gavel.plans import differences
-from gavel.rundir import disk_error, write_atomic
+from gavel.rundir import clear_torn, disk_error, write_atomic
 from train import group
 
 _WHOLE = "whole"
@@ -62,6 +62,7 @@ class Output:
                 lock.seek(0)
                 raise RunDirError(f"in use by {lock.read().strip() or 'another process'}", where=str(path),
                                   hint="Wait for it to end, or choose another --out.") from None  # fmt: skip
+            clear_torn(output.path)
             lock.truncate(0)
             lock.write(f"process {os.getpid()}")
             lock.flush()
