@@ -142,18 +142,45 @@ def test_a_checkpoint_of_shards(shared: Shared, gavel: Callable[..., Ran]) -> No
     assert [step["step"] for step in steps_of(shared.folder / "resumed")] == list(range(1, 9))
 
 
-@pytest.mark.parametrize(("settings", "arguments", "said"), [
-    ({"ACCELERATE_USE_FSDP": "true"}, [], "not with FSDP1"),
-    ({"ACCELERATE_USE_DEEPSPEED": "true"}, [], "not with DeepSpeed"),
-    ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, ["--sync-steps", 2], "--sync-steps"),
-    ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, ["--qlora", *LORA], "--qlora"),
+@pytest.mark.parametrize("now", ["", "FSDP", "DeepSpeed"])
+@pytest.mark.parametrize(("stored", "file"), [
+    ("", "model.safetensors"), ("FSDP", "pytorch_model_fsdp.bin"), ("DeepSpeed", "global_step5"),
+])  # fmt: skip
+def test_checkpoints_are_told_apart(stored: str, file: str, now: str, tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from gavel.errors import InputError
+    from train.running import _check_stored
+
+    (tmp_path / file).touch()
+    trainer = SimpleNamespace(is_fsdp_enabled=now == "FSDP", is_deepspeed_enabled=now == "DeepSpeed")
+    _check_stored(None, trainer)
+    if stored == now:
+        _check_stored(tmp_path, trainer)
+    else:
+        with pytest.raises(InputError, match=f"saved with(out)? ({stored or now}|{now or stored})"):
+            _check_stored(tmp_path, trainer)
+
+
+FSDP1 = {"ACCELERATE_USE_FSDP": "true"}
+FSDP2 = FSDP1 | {"FSDP_VERSION": "2"}
+DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true"}
+
+
+@pytest.mark.parametrize(("kind", "settings", "arguments", "said"), [
+    ("dpo", FSDP1, [], "not with FSDP1"),
+    ("dpo", FSDP2, ["--sync-steps", 2], "--sync-steps"),
+    ("dpo", DEEPSPEED, ["--sync-steps", 2], "--sync-steps"),
+    ("dpo", FSDP2, ["--qlora", *LORA], "--qlora"),
+    ("ppo", FSDP2, [], "not with FSDP2"),
+    ("ppo", DEEPSPEED, [], "not with DeepSpeed"),
 ])  # fmt: skip
 def test_what_cannot_be_divided_is_refused(
-    settings: dict[str, str], arguments: list[object], said: str, tiny: Tiny, data: Path, tmp_path: Path,
-    gavel: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch,
+    kind: str, settings: dict[str, str], arguments: list[object], said: str, tiny: Tiny, data: Path,
+    tmp_path: Path, gavel: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    ran = gavel(*command("dpo", tiny, data), *arguments, "--out", tmp_path / "out")
+    ran = gavel(*command(kind, tiny, data), *arguments, "--out", tmp_path / "out")
     assert ran.code == 2 and said in ran.err, ran.err
     assert not (tmp_path / "out").exists()

@@ -84,14 +84,14 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """TRL calls it once the model is there. What it gives is kept here, not in the data."""
         self.ref_model = None  # for FSDP, TRL loads one
-        if not self.is_fsdp_enabled:
+        if not self.divided:
             self._look_at_reference()
         return dataset
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer calls it once the model is divided among the processes, before a checkpoint is loaded into
         it: the reference is asked as the policy will be."""
-        if self.is_fsdp_enabled:
+        if self.divided:
             self._look_at_reference()
             group.reshard(self.model)
         return super().create_scheduler(*args, **kwargs)
@@ -253,7 +253,7 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
     """
     started = time.monotonic()
     running.quiet()
-    group.check_shards("DPO", "FSDP2")
+    group.check_shards("DPO", "FSDP2", "DeepSpeed")
     _check_shards(config)
     running.check_names(config)
     running.check_rows(config, rows)

@@ -84,6 +84,11 @@ class ExactRows:
     _places: list[int]  # of the batch under way
     _order: Drawn
 
+    @property
+    def divided(self: Any) -> bool:
+        """Whether FSDP or DeepSpeed divides the model, or what belongs to it, once training begins."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
     # what a trainer says
 
     def micro_batch(self, places: Sequence[int]) -> dict[str, Any]:
@@ -176,7 +181,8 @@ class ExactRows:
         return loss
 
     def _get_grad_norm(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Trainer asks for it right before the optimiser's step."""
+        """Trainer asks for it right before the optimiser's step; DeepSpeed has taken it by then."""
+        self.stepping = self.is_deepspeed_enabled
         norm = super()._get_grad_norm(*args, **kwargs)  # type: ignore[misc]
         if not math.isfinite(norm):
             raise self._not_a_number(f"the gradient's norm is {float(norm)}", self._places)

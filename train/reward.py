@@ -113,7 +113,7 @@ def train_reward(config: RewardConfig, rows: Sequence[PairRow], out: str | Path)
     """
     started = time.monotonic()
     running.quiet()
-    group.check_shards("a reward model", "FSDP2")
+    group.check_shards("a reward model", "FSDP2", "DeepSpeed")
     running.check_names(config)
     running.check_rows(config, rows)
     _check_margins(config, rows)

@@ -72,7 +72,7 @@ class Begun:
     def save(self, trainer: Any, folder: Path, *, merge: bool) -> None:
         """The model at `folder`; with LoRA the adapter, or the merged model with the adapter beside it."""
         dtype = saved_dtype(self.precision)
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        if trainer.divided:
             self._save_shards(trainer, folder, dtype, merge)
             return
         if not group.is_main():
@@ -88,7 +88,7 @@ class Begun:
 
     def _save_shards(self, trainer: Any, folder: Path, dtype: torch.dtype, merge: bool) -> None:
         """The same of a model of which each process has a shard: all of them are brought to the main one."""
-        state = trainer.accelerator.get_state_dict(trainer.model)
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if not group.is_main():
             return
         model = trainer.accelerator.unwrap_model(trainer.model)
@@ -170,10 +170,14 @@ def run(config: C, output: Output, make: Callable[[C, list[Any]], Any]) -> Done:
 
 def _check_stored(checkpoint: Path | None, trainer: Any) -> None:
     """Refuses a checkpoint of whole models for shards, and the other way round."""
-    shards = checkpoint is not None and any(checkpoint.glob(f"{FSDP_MODEL_NAME}*"))
-    if checkpoint is not None and shards != trainer.is_fsdp_enabled:
-        raise InputError(f"{checkpoint} was saved {'with' if shards else 'without'} FSDP",
-                         hint="Go on as it was begun, or choose another --out.")  # fmt: skip
+    if checkpoint is None:
+        return
+    for name, files, now in (("FSDP", f"{FSDP_MODEL_NAME}*", trainer.is_fsdp_enabled),
+                             ("DeepSpeed", "global_step*", trainer.is_deepspeed_enabled)):  # fmt: skip
+        stored = any(checkpoint.glob(files))
+        if stored != now:
+            raise InputError(f"{checkpoint} was saved {'with' if stored else 'without'} {name}",
+                             hint="Go on as it was begun, or choose another --out.")  # fmt: skip
 
 
 def out_of_memory(error: Exception) -> bool:
