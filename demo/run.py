@@ -27,14 +27,12 @@ from rounds.loop import run_rounds
 from rounds.read_config import config_of
 from rounds.report.page import write_page
 from rounds.standing import Line
-from rounds.toml_table import to_toml
 
 HERE = Path(__file__).parent
 MODELS = HERE / "models"
 HELD_OUT = 1100  # prompts; with SAMPLES, 4,400 sampled answers
 SAMPLES = 4
 MAX_TOKENS = 24
-_SHOWN_PAIRS = 1000  # of the page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +77,7 @@ def run_demo(out: str, chosen: Chosen) -> dict[str, Any]:
         _claim(run, {name: value for name, value in asdict(chosen).items() if name != "rounds"})
         for name, given in (("prompts", texts), ("held-out", held_out)):
             write_atomic(root / "demo" / f"{name}.jsonl", b"".join(map(_as_row, given)))
-        config = settings(root, chosen)
-        write_atomic(root / "config.toml", to_toml(dict(config.table)).encode())
+    config = settings(root, chosen)
     say("starting vLLM (its first start in a new environment takes a minute)")
     measured: list[float] = []
 
@@ -102,7 +99,7 @@ def run_demo(out: str, chosen: Chosen) -> dict[str, Any]:
     result["seconds"]["total"] = round(time.monotonic() - started, 1)
     with RunDir.open(root) as run:
         run.note(demo_result=result)
-    write_page(root, root / "report.html", _SHOWN_PAIRS)
+    write_page(root, root / "report.html")
     return result
 
 

@@ -129,6 +129,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
             offset += len(line)
 
 
+def holds_lines(path: Path) -> bool:
+    """Whether a file has a whole line; not so where there is no file."""
+    return next(read_lines(path), None) is not None
+
+
 def read_records(path: Path, kind: type[R]) -> Iterator[R]:
     """Streams the records of a file; nothing where there is no file."""
     for number, _, line in read_lines(path):

@@ -17,7 +17,7 @@ import msgspec
 
 from gavel.errors import InputError, RunDirError
 from gavel.records import Completion, Judgment, Prompt
-from gavel.rundir import Index, RunDir, read_lines, read_records
+from gavel.rundir import Index, RunDir, holds_lines, read_lines, read_records
 from gavel.standing import Standing, distinct, standing
 
 # why a completion is not among the `eligible` ones
@@ -65,12 +65,11 @@ class Scores:
     @contextlib.contextmanager
     def open(cls, run: RunDir, judging: str, aspects: Sequence[str]) -> Iterator[Scores]:
         """Args: judging: as `choose_pass` gives it. aspects: of the pass."""
-        both_orders = run.manifest().get("passes", {}).get(judging, {}).get("orders") == "both"
         with (
             contextlib.closing(Index(run.completions_path)) as completions,
             contextlib.closing(Index(run.judgments_path(judging))) as judgments,
         ):
-            yield cls(judging, tuple(aspects), both_orders, completions, judgments)
+            yield cls(judging, tuple(aspects), in_both_orders(run, judging), completions, judgments)
 
     def of(self, prompt_id: str) -> list[Candidate]:
         """All completions of a prompt, in file order."""
@@ -80,6 +79,12 @@ class Scores:
             self.aspects,
             both_orders=self.both_orders,
         )
+
+
+def in_both_orders(run: RunDir, judging: str) -> bool:
+    """Whether a pass was to compare every two completions in both orders."""
+    orders = run.manifest().get("passes", {}).get(judging, {}).get("orders")
+    return bool(orders == "both")
 
 
 def score_completions(
@@ -188,7 +193,7 @@ def check_run(path: str | Path) -> None:
         raise RunDirError(what, where=str(path), hint=make)
     if not run.manifest() and not run.completions_path.exists():
         raise RunDirError("is not a run directory (no manifest.json)", where=str(path), hint=make)
-    if next(read_lines(run.completions_path), None) is None:
+    if not holds_lines(run.completions_path):
         raise RunDirError("holds no completions yet", where=str(path), hint=make)
     if not run.judging_passes():
         hint = f"Run first: gavel judge {path} --judge M --method gptscore"

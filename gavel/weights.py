@@ -52,7 +52,7 @@ def _directory_version(path: Path) -> str:
     for file in files:
         stat = file.stat()
         key = f"{file.resolve()}:{stat.st_size}:{stat.st_ino}:{stat.st_ctime_ns}"
-        content = known.get(key) or _file_hash(file)
+        content = known.get(key) or file_hash(file)
         if key not in known and time.time_ns() - stat.st_ctime_ns > _RACY_NS:
             fresh[key] = content
         hashes.append((file.name, content))
@@ -71,7 +71,8 @@ def _ends(path: Path) -> Any:
     return [ids, strings] if strings else ids
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """A hash of what a file holds."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 

@@ -15,7 +15,7 @@ from gavel.errors import CheckFailed, RunDirError
 from gavel.progress import Progress
 from gavel.protocols import Engine
 from gavel.records import Completion, Judgment, Prompt
-from gavel.rundir import Index, JsonlWriter, RunDir, read_lines, read_records
+from gavel.rundir import Index, JsonlWriter, RunDir, holds_lines, read_records
 from gavel.sources import BadRows, OutputRow
 from judge.collect import UNLIMITED, Limits, collect, identity, recorded
 from judge.method import Method, orders_of
@@ -60,7 +60,7 @@ def judge(
     started = time.monotonic()
     judging = name or pass_name(method.name, engine.model)
     path = run.judgments_path(judging)
-    if groups is None and next(read_lines(run.completions_path), None) is None:
+    if groups is None and not holds_lines(run.completions_path):
         raise RunDirError(
             "holds no completions to judge", where=str(run.path), hint="Run gavel generate first."
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +128,3 @@ def _batches(config: RoundsConfig, prompts: int) -> None:
             f"a round has at most {most:,} pairs, fewer than one batch of {trained.batch_size:,}",
             where="[train], batch_size", hint="Lower it, or raise per_round in [prompts].",
         )  # fmt: skip
-
-
-def free_bytes(path: Path) -> int:
-    """On the disk that a path lies on, or will."""
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

@@ -87,14 +87,10 @@ def status(run: str, as_json: bool) -> None:
 def _run(root: Path, config: RoundsConfig, as_json: bool) -> None:
     """Runs; the last words go to standard output. Raises CheckFailed where a gate stopped the run."""
     from gavel.errors import CheckFailed
-    from gavel.rundir import RunDir, write_atomic
     from rounds.gates import last_words
     from rounds.loop import run_rounds
     from rounds.show import show_rounds
-    from rounds.toml_table import to_toml
 
-    with RunDir.open(root):
-        write_atomic(root / "config.toml", to_toml(dict(config.table)).encode())
     lines = run_rounds(root, config)
     words = last_words(lines, root)
     if as_json:
@@ -110,6 +106,6 @@ def _result(root: Path, lines: list[Line], words: str) -> dict[str, Any]:
     from dataclasses import asdict
 
     best = lines[lines[-1].best]
-    model = best.model if best.round == 0 else str(root / best.model)
-    return {"run": str(root), "best": best.round, "model": model, "decision": lines[-1].decision,
-            "words": words, "rounds": [asdict(line) for line in lines]}  # fmt: skip
+    return {"run": str(root), "best": best.round, "model": str(best.path(root)),
+            "decision": lines[-1].decision, "words": words,
+            "rounds": [asdict(line) for line in lines]}  # fmt: skip

@@ -30,8 +30,8 @@ from rounds.sides import Side, bouts_of, join, of_run
 
 @dataclass(frozen=True)
 class OfRound:
-    """The round that made a policy. folder: its run directory. pairs: name of its pairs. labelled, paired:
-    the summaries of its judging and pairing."""
+    """The round that made a policy. folder: its run directory. labelled, paired: the summaries of its judging
+    and pairing."""
 
     folder: Path
     labelled: dict[str, Any]

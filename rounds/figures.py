@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from judge.intervals import wilson
+from judge.winrate import Z95
 
-Z95 = statistics.NormalDist().inv_cdf(0.975)
 _REPEATED = 4  # tokens of the n-grams that self-repetition counts
 
 

@@ -210,7 +210,7 @@ def last_words(lines: Sequence[Line], root: Path) -> str:
     """Which checkpoint to use, and why. root: of the run."""
     last = lines[-1]
     chosen = lines[last.best]
-    model = root / chosen.model if chosen.round else chosen.model
+    model = chosen.path(root)
     rounds = [line for line in lines if line.round]
     measured = {line.round: line.figures.get("win_rate_first", {}) for line in rounds}
     if chosen.round == 0:

@@ -20,6 +20,7 @@ from typing import Any
 from gavel.errors import InputError
 from gavel.plans import differences
 from gavel.rundir import JsonlWriter, RunDir, read_lines
+from gavel.weights import file_hash
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,5 @@ def content_of(*paths: Path) -> str:
     """A hash of what files hold, in this order."""
     state = hashlib.blake2b(digest_size=12)
     for path in paths:
-        with open(path, "rb") as file:
-            state.update(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
+        state.update(bytes.fromhex(file_hash(path)))
     return state.hexdigest()

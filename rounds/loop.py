@@ -19,7 +19,7 @@ from gavel.command import say
 from gavel.engines import EngineConfig
 from gavel.errors import CheckFailed, InputError
 from gavel.records import Prompt
-from gavel.rundir import JsonlWriter, RunDir
+from gavel.rundir import JsonlWriter, RunDir, write_atomic
 from gavel.weights import weights_version
 from judge.collect import Limits
 from rounds import gates, stages
@@ -30,6 +30,7 @@ from rounds.ledger import Ledger, Made
 from rounds.lifetimes import Lifetimes
 from rounds.pool import Pool
 from rounds.standing import Line, Plan, kept_rounds, plan_of, prunable, read_figures
+from rounds.toml_table import to_toml
 
 
 def run_rounds(
@@ -47,6 +48,7 @@ def run_rounds(
         kept.
     """
     with RunDir.open(root) as run:
+        write_atomic(root / "config.toml", to_toml(dict(config.table)).encode())
         ledger = Ledger(run)
         with Lifetimes(config.policy, config.engines, ledger.events) as engines:
             work = Rounds(root, config, ledger, engines)
@@ -54,11 +56,11 @@ def run_rounds(
             work.record(lines, over)
             while len(lines) <= config.rounds and lines[-1].decision != "stop":
                 if observe is not None:
-                    observe(lines[-1], engines, work.path(lines[-1]))
+                    observe(lines[-1], engines, lines[-1].path(root))
                 lines.append(work.round(lines))
                 work.record(lines, over)
             if observe is not None:
-                observe(lines[-1], engines, work.path(lines[-1]))
+                observe(lines[-1], engines, lines[-1].path(root))
     return lines
 
 
@@ -88,7 +90,7 @@ class Rounds:
         with RunDir.open(folder) as run:
             # 1. completions by the newest weights
             sampled = self._do(
-                plan, "sample", self._sampling(),
+                plan.number, "sample", self._sampling(),
                 {"policy": previous.weights, "prompts": self._pool_hash} | self._earlier(plan, lines),
                 lambda: stages.sample(run, self.engines.policy(self.model(previous)),
                                       self._seeded(plan.number), prompts, self._joining(plan, prompts),
@@ -96,12 +98,13 @@ class Rounds:
             )  # fmt: skip
             # 2. the judge's word on each
             judged = self._do(
-                plan, "judge", judge_settings(config.judge) | {"gold": config.gold and config.gold.gold},
+                plan.number, "judge",
+                judge_settings(config.judge) | {"gold": config.gold and config.gold.gold},
                 {"sample": sampled.output}, lambda: self._label(run),
             )  # fmt: skip
             # 3. preference pairs
             chosen = replace(config.pairs, judgments=judged.summary["pass"])
-            paired = self._do(plan, "pair", msgspec.to_builtins(chosen), {"judge": judged.output},
+            paired = self._do(plan.number, "pair", msgspec.to_builtins(chosen), {"judge": judged.output},
                               lambda: stages.pair(run, chosen))  # fmt: skip
             # 4. new weights
             trained = self._train(plan, lines, run, prompts, paired)
@@ -130,13 +133,9 @@ class Rounds:
         for number in prunable(lines, self.config.keep.every):
             _prune(self._folder(number))
 
-    def path(self, line: Line) -> Path:
-        """Where a round's weights are, or were."""
-        return Path(line.model) if line.round == 0 else self.root / line.model
-
     def model(self, line: Line) -> Path:
         """Where a round's weights are. Raises InputError where they were freed."""
-        path = self.path(line)
+        path = line.path(self.root)
         if line.round and not any(path.glob("*.safetensors")):
             raise InputError(
                 "its weights were freed: they are neither the last round's nor the best one's",
@@ -222,36 +221,33 @@ class Rounds:
                 self.engines.forget_weights()
                 self.engines.drop("reward")
 
-        tuned: Any = replace(recipe.policy, model=str(self.path(previous)),
+        tuned: Any = replace(recipe.policy, model=str(previous.path(self.root)),
                              learning_rate=self._learning_rate(plan))  # fmt: skip
         if recipe.dpo is not None:
-            return self._do(plan, "train", settings | tuned.shaping(), inputs, dpo)
+            return self._do(plan.number, "train", settings | tuned.shaping(), inputs, dpo)
         assert recipe.reward is not None
         from_model = {"model": recipe.reward_model}
         rewarded = self._do(
-            plan, "reward", settings | recipe.reward.shaping() | from_model, inputs, reward_model
+            plan.number, "reward", settings | recipe.reward.shaping() | from_model, inputs, reward_model
         )
-        return self._do(plan, "train", settings | tuned.shaping(),
+        return self._do(plan.number, "train", settings | tuned.shaping(),
                         {"reward": rewarded.output, "policy": previous.weights}, ppo)  # fmt: skip
 
     def _do(
         self,
-        plan: Plan,
+        number: int,
         stage: str,
         settings: Mapping[str, Any],
         inputs: Mapping[str, str],
         work: Callable[[], Made],
     ) -> Made:
-        return self.ledger.do(f"{plan.number:02d}/{stage}", settings, inputs, self._within(work))
+        """A stage of a round, unless it is done or a budget is spent."""
 
-    def _within(self, work: Callable[[], Made]) -> Callable[[], Made]:
-        """The work, unless a budget is spent."""
-
-        def checked() -> Made:
+        def within_budget() -> Made:
             self._check_budget()
             return work()
 
-        return checked
+        return self.ledger.do(f"{number:02d}/{stage}", settings, inputs, within_budget)
 
     def _evaluate(
         self, number: int, model: str, weights: str, previous: Line | None, inputs: dict[str, str],
@@ -281,7 +277,7 @@ class Rounds:
                 of_round=of_round,
             )  # fmt: skip
 
-        return self.ledger.do(f"{number:02d}/evaluate", settings, inputs, self._within(work))
+        return self._do(number, "evaluate", settings, inputs, work)
 
     # what a round begins with
     def _sampling(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 from gavel.command import say
 from gavel.errors import InputError
 from gavel.rundir import RunDir
-from rounds.check import free_bytes
 from rounds.config import Budget, RoundsConfig
 from rounds.ledger import Events, Ledger
 from rounds.loop import run_rounds
@@ -63,9 +63,9 @@ def estimate(config: RoundsConfig, pool: Pool | None, out: Path) -> dict[str, An
         "seconds_a_round": {stage: round(s, 1) for stage, s in seconds.items()},
         "hours": round((one * config.rounds + seconds["evaluate"] + starts) / 3600, 3),
         "disk_gb": round(disk / 1e9, 3),
-        "disk_free_gb": round(free_bytes(out) / 1e9, 1),
+        "disk_free_gb": round(_free_bytes(out) / 1e9, 1),
     }
-    if disk > free_bytes(out):
+    if disk > _free_bytes(out):
         raise InputError(f"about {result['disk_gb']} GB are needed, {result['disk_free_gb']} are free",
                          where=f"--out {out}")  # fmt: skip
     return result
@@ -123,3 +123,11 @@ def _starts(events: list[dict[str, Any]]) -> tuple[dict[str, float], float]:
         elif event["what"] == "start engine":
             within[stage] = within.get(stage, 0.0) + event["seconds"]
     return within, sum(within.values())
+
+
+def _free_bytes(path: Path) -> int:
+    """On the disk that a path lies on, or will."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

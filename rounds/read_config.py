@@ -20,6 +20,7 @@ from gavel.options import engine_config, engine_options
 from gavel.records import Sampling
 from generate.stage import GenerateConfig
 from judge.gate import Gate as GoldGate
+from judge.methods import method_options
 from judge.pairs import PairConfig
 from rounds.config import (
     ENGINES,
@@ -88,7 +89,13 @@ def _engine(**options: Any) -> None:
     """Holds the engine options."""
 
 
-_ENGINE = {str(option.name) for option in _engine.params}
+@click.command()
+@method_options()
+def _method(**options: Any) -> None:
+    """Holds the options of judging methods."""
+
+
+_ENGINE, _METHOD = ({str(option.name) for option in held.params} for held in (_engine, _method))
 #: What every trainer's options have that rounds give themselves.
 _GIVEN = {"model", "data", "pairs", "run", "out", "mapping", "max_bad_rows", "seed", "template_args",
           "trust_remote_code", "processes"}  # fmt: skip
@@ -222,17 +229,12 @@ def _measured(options: dict[str, Any]) -> bool:
 
 
 def _ppo(table: Table, shared: dict[str, Any], sample: GenerateConfig) -> PpoConfig:
-    from judge.methods import method_options
     from rounds.cli_ppo import ppo
     from train.options import given as settings_among
 
-    @click.command()
-    @method_options()
-    def judging(**options: Any) -> None: ...
-
     given: Container[str] = {
-        *_GIVEN, *_ENGINE, *(str(option.name) for option in judging.params), "source", "critic",
-        "judge_model", "policy_engine", "self_judge", "temperature", "max_tokens", "reference_model",
+        *_GIVEN, *_ENGINE, *_METHOD, "source", "critic", "judge_model", "policy_engine", "self_judge",
+        "temperature", "max_tokens", "reference_model",
     }  # fmt: skip
     options = options_of(ppo, table.rest(), table.where, given)
     sampling = {"temperature": sample.sampling.temperature, "max_tokens": sample.sampling.max_tokens}

@@ -16,10 +16,10 @@ from gavel.rundir import RunDir, write_atomic
 from rounds.ledger import Ledger
 from rounds.standing import read_figures
 
-STAGES = ("sample", "judge", "pair", "reward", "train", "evaluate")
-#: What each stage adds to its round's folder.
+#: What each stage adds to its round's folder, in their order.
 _MADE = {"sample": ("prompts.jsonl", "completions.jsonl"), "judge": ("judgments",), "pair": ("pairs",),
          "reward": ("reward",), "train": ("reference", "model"), "evaluate": ()}  # fmt: skip
+STAGES = tuple(_MADE)
 _MARKERS = {"sample": ("generate",), "judge": ("judge/",), "pair": ("pairs/",)}
 
 

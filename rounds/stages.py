@@ -22,7 +22,7 @@ from gavel.weights import weights_version
 from generate.stage import GenerateConfig, generate, stream, take_in
 from judge.collect import Limits
 from judge.gate import Gate
-from judge.judging import Judging, default_pass
+from judge.judging import Judging
 from judge.pairs import PairConfig, make_pairs
 from judge.stage import NothingUsable
 from rounds.ledger import Made, content_of
@@ -119,14 +119,14 @@ def label(run: RunDir, judging: Judging, gate: Gate | None, gold: Path, limits: 
     if gate is not None:
         gate.check(run, judging, journal=gold)
     summary = judging.judge(run, limits=limits)
-    if summary.get("left"):
+    if summary["left"]:
         raise CheckFailed(
             f"the budget of the judge is spent, {summary['left']:,} judgments are left",
             where=str(run.path), hint="Raise judge_calls or judge_tokens in [budget] and resume.",
         )  # fmt: skip
-    name = summary.get("pass") or default_pass(judging)
+    name = summary["pass"]
     measured = run.manifest().get("gates", {}).get(name, {})
-    kept = {k: summary[k] for k in ("judgments", "unusable", "failed", "calls", "tokens") if k in summary}
+    kept = {k: summary[k] for k in ("judgments", "unusable", "failed", "calls", "tokens")}
     return Made(
         content_of(*sorted((run.path / "judgments").glob("*/judgments.jsonl"))),
         kept | {"pass": name, "gold": {k: v for k, v in measured.items() if k != "gold"}},

@@ -32,6 +32,10 @@ class Line:
     decision: str = "go_on"
     best: int = 0
 
+    def path(self, root: Path) -> Path:
+        """Where its weights are, or were. root: of the run."""
+        return root / self.model if self.round else Path(self.model)
+
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), ensure_ascii=False).encode() + b"\n"
 

@@ -90,7 +90,7 @@ def test_hashed_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatc
     assert not cache.exists(), "so young a file can change again within one tick of the clock"
     monkeypatch.setattr(weights, "_RACY_NS", 0)
     weights_version(path)
-    monkeypatch.setattr(weights, "_file_hash", lambda file: pytest.fail(f"{file} is hashed again"))
+    monkeypatch.setattr(weights, "file_hash", lambda file: pytest.fail(f"{file} is hashed again"))
     assert weights_version(path) == before
 
 

@@ -19,7 +19,7 @@ from train.config import PpoConfig
 from train.ppo_terms import entropies, selected_logps
 from train.rollout import Rollout
 from train.tokens import Tokens
-from train.unique import try_forest
+from train.unique import base_of, try_forest
 
 
 class ActorCritic(nn.Module):  # type: ignore[misc]
@@ -70,11 +70,6 @@ def _spread(values: Tensor, mask: Tensor) -> Tensor:
     return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
-def base_of(model: Any) -> Any:
-    """The model itself, below an adapter."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 @dataclass(frozen=True)
 class Models:
     """What PPO computes with. policy, critic: as they came. reference: frozen, None where it is the policy
@@ -99,7 +94,7 @@ class Models:
 
         Returns: what stands in the way; nothing is changed then.
         """
-        asked = [base_of(self.module.policy), base_of(self.module.critic)]
+        asked = [self.module.policy, self.module.critic]
         asked += [] if self.reference is None else [self.reference]
 
         def said(shared: bool) -> Tensor:

@@ -141,8 +141,7 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
         with self._reference_model() as (model, forward):
             for picked, spare in dealt:
                 batch = self._prepare_inputs(self._batch([rows[place] for place in picked]))
-                scored = Scored(forward, model, batch.pop(_UNIQUE), self.accelerator.device)
-                c, r = self.compute_ref_log_probs(scored, batch)
+                c, r = self.compute_ref_log_probs(self._scored(model, batch, forward), batch)
                 if spare:
                     continue
                 chosen[picked], rejected[picked] = c.float().cpu(), r.float().cpu()
@@ -165,9 +164,9 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
         del loaded, other
         running.free_memory()
 
-    def _scored(self, model: Any, batch: dict[str, Any]) -> Scored:
-        """What TRL is to call in place of the model."""
-        return Scored(self._forward, model, batch.pop(_UNIQUE), self.accelerator.device)
+    def _scored(self, model: Any, batch: dict[str, Any], forward: Any = None) -> Scored:
+        """What TRL is to call in place of the model. forward: the policy's unless given."""
+        return Scored(forward or self._forward, model, batch.pop(_UNIQUE), self.accelerator.device)
 
     def _batch(self, rows: Sequence[PairRow]) -> dict[str, Any]:
         """What TRL's loss reads of pairs: their completions alone, behind one place that predicts nothing."""

@@ -230,11 +230,9 @@ def _drawn(config: PpoConfig, prompts: Sequence[Prompt], iteration: int) -> Iter
 
 
 def _plan(config: PpoConfig, precision: str, prompts: Sequence[Prompt], live: _OfMain) -> dict[str, Any]:
-    weights, reference = (weights_version(model) for model in (config.model, config.reference_from))
     return {
         "stage": "train ppo", "config": config.shaping() | {"precision": precision},
-        "weights": weights,
-        **({"reference_weights": reference} if reference != weights else {}),
+        **running.weights_of(config),
         "critic": weights_version(config.critic) if config.critic else None,
         "prompts": digest("prompts", [p.id for p in prompts]),
         **live.identity,

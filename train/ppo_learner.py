@@ -52,7 +52,7 @@ class Learner:
     Attributes:
         kl: the KL coefficient. micro_batch: rows per forward pass. stepped: optimiser steps of the iteration
             under way, after which its weights are those of no iteration. shared: whether forward passes are
-        one row with each prompt once; None until completions show whether the models can.
+            one row with each prompt once; None until completions show whether the models can.
     """
 
     def __init__(self, config: PpoConfig, models: Models, precision: str, steps: int, folder: Path) -> None:

@@ -113,16 +113,19 @@ def begin(
     """
     group.join()
     precision = resolve(config.precision)
-    weights, reference = (weights_version(model) for model in (config.model, config.reference_from))
-    plan = {"stage": stage, "config": config.shaping() | {"precision": precision}, "weights": weights,
+    plan = {"stage": stage, "config": config.shaping() | {"precision": precision}, **weights_of(config),
             "data": data, rows[0].noun: len(rows)}  # fmt: skip
-    if reference != weights:
-        plan["reference_weights"] = reference
     with Output.open(out) as output:
         finished = output.begin(plan)
         if finished is not None:
             say(f"{out} is finished already; nothing to do")
         yield Begun(config, output, precision, finished)
+
+
+def weights_of(config: TrainConfig) -> dict[str, str]:
+    """For a plan: the weights that training starts from, and those of its reference where it has others."""
+    weights, reference = (weights_version(model) for model in (config.model, config.reference_from))
+    return {"weights": weights} | ({} if reference == weights else {"reference_weights": reference})
 
 
 def run(config: C, output: Output, make: Callable[[C, list[Any]], Any]) -> Done:

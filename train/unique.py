@@ -177,7 +177,7 @@ def try_forest(
         with torch.no_grad():
             expected = plain().double()
             for model in models:
-                undo.append(forest.install(_base(model)))
+                undo.append(forest.install(base_of(model)))
             apart = float((shared().double() - expected).abs().mean())
         problem = None if apart < tolerance else f"log-probabilities differ by {apart:.2g} per token"
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
@@ -193,6 +193,6 @@ def try_forest(
     return problem
 
 
-def _base(model: Any) -> Any:
-    """The language model itself, without an adapter around it."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+def base_of(model: Any) -> Any:
+    """The model itself, below an adapter."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

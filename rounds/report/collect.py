@@ -16,8 +16,8 @@ from typing import Any
 
 from gavel.errors import RunDirError
 from gavel.records import Completion, Judgment, PreferencePair, Prompt
-from gavel.rundir import Index, RunDir, is_run, read_lines
-from gavel.scores import Candidate, aspects_of, distinct_prompts, eligible, score_completions
+from gavel.rundir import Index, RunDir, holds_lines, is_run
+from gavel.scores import Candidate, aspects_of, distinct_prompts, eligible, in_both_orders, score_completions
 from judge.panel_agreement import Agreement as Alike
 from rounds.report.examples import example
 from rounds.report.sample import PairTally, Pick, doubtfulness
@@ -84,7 +84,7 @@ def collect(path: str | Path, pairs: int = 1000) -> Report:
 
 def _holds(folder: Path) -> bool:
     """Whether a folder has anything to show."""
-    return next(read_lines(folder / "completions.jsonl"), None) is not None or bool(_metrics(folder))
+    return holds_lines(folder / "completions.jsonl") or bool(_metrics(folder))
 
 
 def _metrics(folder: Path) -> list[Path]:
@@ -109,7 +109,7 @@ def collect_run(label: str, folder: Path, pairs: int) -> tuple[RunReport, list[E
     """One run directory: its report, examples to look at, and how many pairs they were drawn from."""
     curves = tuple(curve for file in _metrics(folder) for curve in read_curves(file))
     run = RunDir(folder)
-    if next(read_lines(run.completions_path), None) is None:
+    if not holds_lines(run.completions_path):
         return RunReport(label, None, curves=curves), [], 0
     with _Reader.open(run) as reader:
         texts, alike = TextTally(), _agreements(reader.passes)
@@ -205,8 +205,7 @@ class _Reader:
         self._judgments = {name: index(run.judgments_path(name)) for name in self.passes}
         self._pairs = {name: index(run.pairs_path(name)) for name in self.pair_sets}
         self._aspects = {name: aspects_of(run, name) for name in self.passes}
-        known = run.manifest().get("passes", {})
-        self._both = {name: known.get(name, {}).get("orders") == "both" for name in self.passes}
+        self._both = {name: in_both_orders(run, name) for name in self.passes}
 
     @classmethod
     @contextlib.contextmanager
@@ -256,6 +255,6 @@ class _Reader:
 
 def _present(run: RunDir) -> tuple[list[str], list[str]]:
     """The judging passes and sets of pairs that hold a record, oldest first."""
-    passes = [n for n in run.judging_passes() if next(read_lines(run.judgments_path(n)), None) is not None]
-    sets = [n for n in run.pair_sets() if next(read_lines(run.pairs_path(n)), None) is not None]
+    passes = [n for n in run.judging_passes() if holds_lines(run.judgments_path(n))]
+    sets = [n for n in run.pair_sets() if holds_lines(run.pairs_path(n))]
     return passes, sets

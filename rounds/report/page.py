@@ -39,7 +39,7 @@ _UNSAFE = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 _HALF = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which UTF-8 cannot hold
 
 
-def write_page(run: str | Path, target: Path, pairs: int) -> dict[str, Any]:
+def write_page(run: str | Path, target: Path, pairs: int = 1000) -> dict[str, Any]:
     """Writes the page about a run or its rounds.
 
     Returns: what `build` says of it, how many pairs were offered, and the headline figures by label.
