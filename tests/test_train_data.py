@@ -274,6 +274,25 @@ def test_an_output_keeps_whole_checkpoints_only(tmp_path: Path) -> None:
             pass
 
 
+def test_checkpoints_that_a_kill_left_with_a_finished_model_are_freed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, **given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with Output.open(tmp_path / "out") as output:
+        output.begin({"a": 1})
+        (output.checkpoints / "checkpoint-5").mkdir(parents=True)
+        output.mark_whole(5)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("train.output.shutil.rmtree", killed)
+            output.finish({"steps": 5})
+    assert (tmp_path / "out" / "checkpoints" / "checkpoint-5").exists()
+    with Output.open(tmp_path / "out") as output:
+        assert output.begin({"a": 1}) == {"steps": 5}
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
 def test_publishing_moves_the_configuration_last(tmp_path: Path) -> None:
     """A kill between two moves leaves nothing that loads."""
     with Output.open(tmp_path / "out") as output:

@@ -89,6 +89,7 @@ class Output:
             raise InputError(f"holds a model trained otherwise:\n  {changes}", where=f"--out {self.path}",
                              hint="Choose another --out, or remove this one.")  # fmt: skip
         if "summary" in known:
+            self._free_checkpoints()  # of a process that was killed when it was about to
             summary: dict[str, Any] = known["summary"]
             return summary
         if "plan" not in known:
@@ -179,6 +180,9 @@ class Output:
         if not group.is_main():
             return
         self._write(self._read() | {"summary": summary})
+        self._free_checkpoints()
+
+    def _free_checkpoints(self) -> None:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def _read(self) -> dict[str, Any]:
