@@ -6,8 +6,9 @@ BIN := .venv/bin
 demo: env
 	$(BIN)/gavel demo
 
+# one process has the engines, the others the tests that start processes of their own
 test: test-fast
-	$(BIN)/python -P -m pytest -m engine
+	$(BIN)/python -P -m pytest -m engine --dist loadscope -n 2
 
 # one more process than cores, as many tests wait for processes of their own
 test-fast: env

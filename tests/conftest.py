@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -39,6 +40,21 @@ def pytest_configure(config: pytest.Config) -> None:
     # it hangs two handlers on each of the loggers of torch and others, in every phase of every test;
     # what they log goes to stderr, as it does for a user
     config.pluginmanager.set_blocked("logging-plugin")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Which tests keep together where processes share them by `--dist loadscope`: those of the modules that
+    use engines, for each engine to start once; the rest by module, whose fixtures may take a minute."""
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByEngines(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return "engines" if "engines: Engines" in (config.rootpath / module).read_text() else module
+
+    return ByEngines(config, log)
 
 
 _FEW_MODULES = 50

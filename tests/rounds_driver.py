@@ -1,14 +1,16 @@
 """A process that has imported everything and forks for each run of rounds it is told of, so that a run can
 be killed and begun again without waiting for imports.
 
-Reads lines "ROOT CONFIG" from standard input; prints "pid N" when a run has begun and "exit N" when it is
-over. What engines are asked is noted in ROOT.asked, one line a request: the engine's weights and the
-request's key.
+Reads lines "ROOT CONFIG STEP" from standard input; prints "pid N" when a run has begun and "exit N" when it
+is over. A run kills itself before it changes the file system for the STEP-th time, 0: never. What engines
+are asked is noted in ROOT.asked, one line a request: the engine's weights and the request's key; how often
+a run changed the file system in ROOT.changes.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -35,7 +37,27 @@ def noting(log: int, name: str) -> None:
     setattr(FakeEngine, name, noted)
 
 
-def run(root: str, config: str) -> None:
+def watch_changes(log: int, fatal: int) -> None:
+    """Counts files opened for writing, made, moved and removed from now on, and dies at one of them."""
+    count = 0
+
+    def changed(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        if event == "open":
+            path, _, flags = arguments
+            if not isinstance(flags, int) or not flags & (os.O_WRONLY | os.O_RDWR) or path == "/dev/null":
+                return
+        elif event not in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"):
+            return
+        count += 1
+        os.pwrite(log, f"{count}\n".encode(), 0)
+        if count == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(changed)
+
+
+def run(root: str, config: str, step: str) -> None:
     from gavel.command import exit_codes
     from rounds.loop import run_rounds
     from rounds.read_config import read_config
@@ -44,6 +66,7 @@ def run(root: str, config: str) -> None:
     if SLOWER_S:
         noting(log, "sample")
         noting(log, "score")
+    watch_changes(os.open(f"{root}.changes", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), int(step))
     with exit_codes():
         run_rounds(Path(root), read_config(config))
 

@@ -43,10 +43,11 @@ class Driver:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
-    def begin(self, root: Path, config: Path) -> int:
-        """Starts or resumes a run; returns its process id."""
+    def begin(self, root: Path, config: Path, fatal: int = 0) -> int:
+        """Starts or resumes a run; returns its process id. fatal: which of its changes of the file system it
+        dies at."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{root} {config}\n")
+        self._process.stdin.write(f"{root} {config} {fatal}\n")
         self._process.stdin.flush()
         return int(self._line().removeprefix("pid "))
 
