@@ -111,6 +111,6 @@ class BadRows:
         allowed = f"{self.limit(rows):,.0f}" if self.max_fraction >= 1 else f"{self.max_fraction:.2%}"
         raise InputError(
             f"{self.count:,} of {rows:,} rows cannot be used, {allowed} allowed: {reasons}\n  {named}{more}",
-            where=self.option,
+            where=self.option.removesuffix(" ="),
             hint=f"Mend them, or leave them out with {self.option} {self.count}.",
         )

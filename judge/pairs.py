@@ -35,6 +35,10 @@ from judge.select import (
 _LISTED = 10  # how many reasons of unusable judgments a summary tells apart
 
 
+class NoPairs(CheckFailed):
+    """The candidates are all alike, or filters left nothing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairConfig(Selection):
     """Settings of one set of pairs.
@@ -64,7 +68,7 @@ def make_pairs(run: RunDir, config: PairConfig) -> dict[str, Any]:
         run: an open run directory with completions and judgments.
 
     Raises:
-        CheckFailed: no pair came out; an earlier set of the same name stays as it is.
+        NoPairs: none came out; an earlier set of the same name stays as it is.
         RunDirError: nothing to make pairs of yet; the command to run first is named.
         InputError: a judging pass or an aspect that does not exist; the known ones are named.
     """
@@ -88,7 +92,7 @@ def make_pairs(run: RunDir, config: PairConfig) -> dict[str, Any]:
                 tally.add_pair(pair, swapped)
                 writer.append(as_record(prompt.id, pair, swapped))
         if not tally.pairs:  # the file that is there stays
-            raise CheckFailed(
+            raise NoPairs(
                 "no pair came out: " + (reasons(dropped) or "nothing to pair"),
                 where=str(run.path),
                 hint="Judge more completions a prompt, or loosen the filters.",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gavel.command import warn
 from gavel.engines import EngineConfig
 from gavel.errors import InputError
+from gavel.records import Prompt
 from rounds.config import JudgeConfig, RoundsConfig
 from rounds.pool import Pool
 
@@ -51,13 +53,13 @@ def check(config: RoundsConfig, *, drawn: bool = False) -> Pool | None:
         if not list(read_labelled(config.gold.gold, {}, bad)):
             raise InputError("holds no labelled pairs", where=f"[judge], gold ({config.gold.gold})")
         bad.check()
+    _labels(config)
     _training(config)
     if drawn:
         return None
-    pool = Pool.draw(config.prompts, config.seed)
+    pool = Pool.draw(config.prompts, config.seed, config.policy)
     pool.check(config.prompts, config.rounds)
-    taken = len(pool.of_round(1, config.prompts))
-    _batches(config, taken)
+    _batches(config, pool.of_round(1, config.prompts))
     return pool
 
 
@@ -98,14 +100,34 @@ def _judge(config: JudgeConfig, where: str) -> None:
             _model(EngineConfig(model=settings["reference"]), where)
 
 
+def _labels(config: RoundsConfig) -> None:
+    """Raises InputError for pairs that ask of the judge what it will not say."""
+    from judge.method import orders_of
+    from judge.methods import SEVERAL, make_method, method_from
+
+    name, settings, _ = method_from(config.judge.fresh())
+    if name in SEVERAL:
+        return  # members say what they say
+    method = make_method(name, settings)
+    if unknown := [aspect for aspect in config.pairs.aspects if aspect not in method.aspects]:
+        raise InputError(f"the judge is not asked about {unknown[0]!r}", where="[pairs], aspect",
+                         hint=f"It is asked about {', '.join(method.aspects)}.")  # fmt: skip
+    if config.train.smoothing_measured and config.gold is None and orders_of(method) != "both":
+        raise InputError(
+            f"the flip rate is not measured: {name} is not asked in two orders, and there is no gold file",
+            where="[train], label-smoothing", hint="Add gold to [judge], or give the number yourself.",
+        )  # fmt: skip
+    trained = config.train.dpo or config.train.reward
+    if name == "gptscore" and trained is not None and trained.soft_labels:
+        raise InputError("a GPTScore says by how much a completion is better, not how probably",
+                         where="[train], soft-labels", hint="Use a pairwise or reward judge.")  # fmt: skip
+
+
 def _training(config: RoundsConfig) -> None:
     from train.models import context_of
     from train.running import check_names
 
     recipe = config.train
-    if not Path(recipe.policy.model).exists() and config.policy.resolved() == "server":
-        raise InputError("a server's model cannot be trained here", where="[policy], model",
-                         hint="Name a model directory or hub id.")  # fmt: skip
     context_of(recipe.policy.model, recipe.policy.trust_remote_code)
     for trained in (recipe.policy, recipe.reward):
         if trained is not None:
@@ -118,9 +140,9 @@ def _training(config: RoundsConfig) -> None:
         context_of(recipe.reward_model)
 
 
-def _batches(config: RoundsConfig, prompts: int) -> None:
-    """Raises InputError for a round that cannot fill one batch."""
-    most = prompts * (1 if config.pairs.strategy.startswith("best") else config.sample.n**2 // 4)
+def _batches(config: RoundsConfig, prompts: Sequence[Prompt]) -> None:
+    """Raises InputError for a round that cannot fill one batch, or one iteration of PPO."""
+    most = len(prompts) * (1 if config.pairs.strategy.startswith("best") else config.sample.n**2 // 4)
     trained = config.train.dpo or config.train.reward
     assert trained is not None
     if most < trained.batch_size:
@@ -128,3 +150,11 @@ def _batches(config: RoundsConfig, prompts: int) -> None:
             f"a round has at most {most:,} pairs, fewer than one batch of {trained.batch_size:,}",
             where="[train], batch_size", hint="Lower it, or raise per_round in [prompts].",
         )  # fmt: skip
+    if config.train.ppo is not None:
+        from train.ppo import iterations_of
+
+        try:
+            iterations_of(config.train.ppo, prompts)
+        except InputError as error:
+            hint = "Lower it, raise n, or raise per_round in [prompts]."
+            raise InputError(error.what, where="[train], batch_size", hint=hint) from None

@@ -87,19 +87,31 @@ def status(run: str, as_json: bool) -> None:
 def _run(root: Path, config: RoundsConfig, as_json: bool) -> None:
     """Runs; the last words go to standard output. Raises CheckFailed where a gate stopped the run."""
     from gavel.errors import CheckFailed
-    from rounds.gates import last_words
     from rounds.loop import run_rounds
+    from rounds.standing import read_figures
+
+    try:
+        lines = run_rounds(root, config)
+    except CheckFailed:  # a budget is spent, or the judge failed its gold test: so far this holds
+        if so_far := read_figures(root):
+            _show(root, so_far, as_json)
+        raise
+    _show(root, lines, as_json)
+    if lines[-1].decision == "stop":
+        raise CheckFailed(f"a gate stopped the run after round {lines[-1].round}", where=str(root))
+
+
+def _show(root: Path, lines: list[Line], as_json: bool) -> None:
+    """The table of the rounds, and the last words."""
+    from rounds.gates import last_words
     from rounds.show import show_rounds
 
-    lines = run_rounds(root, config)
     words = last_words(lines, root)
     if as_json:
         emit(_result(root, lines, words), True)
     else:
         show_rounds(lines)
         click.echo(words)
-    if lines[-1].decision == "stop":
-        raise CheckFailed(f"a gate stopped the run after round {lines[-1].round}", where=str(root))
 
 
 def _result(root: Path, lines: list[Line], words: str) -> dict[str, Any]:

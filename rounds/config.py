@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gavel.engines import EngineConfig
+from gavel.rows import BadRows
 from generate.stage import GenerateConfig
 from judge.gate import Gate as GoldGate
 from judge.pairs import PairConfig
@@ -48,6 +49,10 @@ class PromptsConfig:
     held_out_source: str | None = None
     mapping: Mapping[str, str] = field(default_factory=dict)
     max_bad_rows: float = 0.01
+
+    def bad_rows(self) -> BadRows:
+        """Counts prompts that cannot be used, and refuses too many of them."""
+        return BadRows(self.max_bad_rows, "[prompts] max_bad_rows =")
 
 
 @dataclass(frozen=True, kw_only=True)

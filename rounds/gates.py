@@ -15,6 +15,8 @@ from rounds.figures import Figure
 if TYPE_CHECKING:
     from rounds.standing import Line
 
+#: What became of a round, in words.
+DECIDED = {"go_on": "it goes on", "roll_back": "it is rolled back", "stop": "it is the last"}
 ACTIONS = ("warn", "roll_back", "stop")  # from mild to strong
 #: All figures of a round.
 FIGURES = (

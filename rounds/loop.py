@@ -19,7 +19,7 @@ from gavel.command import say
 from gavel.engines import EngineConfig
 from gavel.errors import CheckFailed, InputError
 from gavel.records import Prompt
-from gavel.rundir import JsonlWriter, RunDir, write_atomic
+from gavel.rundir import RunDir, write_atomic
 from gavel.weights import weights_version
 from judge.collect import Limits
 from rounds import gates, stages
@@ -70,14 +70,14 @@ class Rounds:
     def __init__(self, root: Path, config: RoundsConfig, ledger: Ledger, engines: Lifetimes) -> None:
         self.root, self.config, self.ledger, self.engines = root, config, ledger, engines
         pool = ledger.do("prompts", Pool.settings(config.prompts, config.seed), {},
-                         lambda: Pool.take_in(root, config.prompts, config.seed, config.rounds))  # fmt: skip
+                         lambda: Pool.take_in(root, config))  # fmt: skip
         self.pool, self._pool_hash = Pool.read(root), pool.output
         self.pool.check(config.prompts, config.rounds)
 
     def first(self) -> Line:
         """Round 0: the policy before any training."""
         first = self.config.policy.model
-        weights = "served" if self.config.policy.resolved() == "server" else _weights(self.config.policy)
+        weights = _weights(self.config.policy)
         evaluated = self._evaluate(0, first, weights, None, {})
         return Line(round=0, model=first, weights=weights, figures=evaluated.summary["figures"],
                     seconds=self._seconds(0))  # fmt: skip
@@ -102,12 +102,15 @@ class Rounds:
                 judge_settings(config.judge) | {"gold": config.gold and config.gold.gold},
                 {"sample": sampled.output}, lambda: self._label(run),
             )  # fmt: skip
-            # 3. preference pairs
-            chosen = replace(config.pairs, judgments=judged.summary["pass"])
-            paired = self._do(plan.number, "pair", msgspec.to_builtins(chosen), {"judge": judged.output},
-                              lambda: stages.pair(run, chosen))  # fmt: skip
-            # 4. new weights
-            trained = self._train(plan, lines, run, prompts, paired)
+            try:
+                # 3. preference pairs
+                chosen = replace(config.pairs, judgments=judged.summary["pass"])
+                paired = self._do(plan.number, "pair", msgspec.to_builtins(chosen), {"judge": judged.output},
+                                  lambda: stages.pair(run, chosen))  # fmt: skip
+                # 4. new weights
+                trained = self._train(plan, lines, run, prompts, paired)
+            except stages.too_few() as error:
+                return self._ended(plan, lines, error.what)
         # 5. figures on held-out prompts
         evaluated = self._evaluate(plan.number, self._name(plan.number), trained.output, previous,
                                    {"pairs": paired.output}, paired, judged)  # fmt: skip
@@ -122,12 +125,29 @@ class Rounds:
         )  # fmt: skip
         return replace(line, best=gates.best([*lines, line]))
 
-    def record(self, lines: Sequence[Line], over: Sequence[Line]) -> None:
-        """Writes the last line down unless it stands there, says what it says, frees what nothing needs."""
+    def _ended(self, plan: Plan, lines: Sequence[Line], why: str) -> Line:
+        """The line of a round that has too little to train on: it ends the run, with the weights as they
+        were."""
+        before = lines[plan.previous]
+        gate = gates.Outcome("pairs", None, None, None, "stop", True, why)
+        line = Line(round=plan.number, model=before.model, weights=before.weights, start=before.model,
+                    seconds=self._seconds(plan.number), gates=[gate.to_json()], decision="stop")  # fmt: skip
+        return replace(line, best=gates.best([*lines, line]))
+
+    def record(self, lines: Sequence[Line], over: list[Line]) -> None:
+        """Writes the last line down unless it stands there, says what it says, frees what nothing needs.
+
+        over: the lines that stand there. They may have been written with other gates than today's: what they
+            would say today takes their place.
+        """
         line = lines[-1]
-        if len(lines) > len(over):
-            with JsonlWriter(self.root / "figures.jsonl") as writer:
-                writer.append_line(line.to_json())
+        known = over[line.round] if line.round < len(over) else None
+        if known is None or known.to_json() != line.to_json():
+            if known is not None:
+                say(f"round {line.round}: by the gates as they are now {gates.DECIDED[line.decision]}, "
+                    f"before {gates.DECIDED[known.decision]}")  # fmt: skip
+            over[line.round :] = [line]
+            write_atomic(self.root / "figures.jsonl", b"".join(one.to_json() for one in over))
             for said in gates.sayings(line):
                 say(said)
         for number in prunable(lines, self.config.keep.every):

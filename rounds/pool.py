@@ -7,19 +7,21 @@ ROOT/held_out.jsonl those of the evaluation. The source is read once: it may cha
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from gavel.command import say
-from gavel.errors import InputError
-from gavel.records import Prompt, content_of, encode
-from gavel.rows import BadRows
+from gavel.engines import EngineConfig
+from gavel.errors import InputError, RowError
+from gavel.records import Prompt, encode
 from gavel.rundir import read_records, write_atomic
 from gavel.sources import read_prompts
 from rounds import ledger
-from rounds.config import PromptsConfig
+from rounds.config import PromptsConfig, RoundsConfig
 from rounds.ledger import Made
 
 _POOL, _HELD_OUT = "prompts.jsonl", "held_out.jsonl"
@@ -44,28 +46,32 @@ class Pool:
         }
 
     @classmethod
-    def draw(cls, config: PromptsConfig, seed: int) -> Pool:
-        """Reads the sources. Raises InputError where they cannot be read or hold too few prompts."""
-        prompts = _read(config.source, config)
-        if config.shuffle:
+    def draw(cls, given: PromptsConfig, seed: int, policy: EngineConfig) -> Pool:
+        """Reads the sources. Prompts that the policy cannot take count as rows that cannot be used.
+
+        Raises InputError where they cannot be read or hold too few prompts.
+        """
+        check = _fitting(policy)
+        prompts = _read(given.source, given, check)
+        if given.shuffle:
             random.Random(seed).shuffle(prompts)
-        if config.held_out_source is None:
-            if len(prompts) <= config.held_out:
-                few = f"{len(prompts):,} prompts, {config.held_out:,} of them held out, leave none"
-                raise InputError(few, where=f"[prompts], held_out ({config.source})")  # fmt: skip
-            return cls(prompts[config.held_out :], prompts[: config.held_out])
-        held_out = _read(config.held_out_source, config)[: config.held_out]
-        asked = {content_of(prompt) for prompt in held_out}
-        kept = [prompt for prompt in prompts if content_of(prompt) not in asked]
-        if len(kept) < len(prompts):
-            say(f"prompts left out of the rounds because they are held out: {len(prompts) - len(kept):,}")
+        apart = prompts if given.held_out_source is None else _read(given.held_out_source, given, check)
+        held_out = _first_unlike(apart, given.held_out)
+        asked = set(map(_question, held_out))
+        kept = [prompt for prompt in prompts if _question(prompt) not in asked]
+        again = len(prompts) - len(kept) - (len(held_out) if apart is prompts else 0)
+        if not kept:
+            few = f"{len(prompts):,} prompts, {len(held_out):,} of them held out, leave none"
+            raise InputError(few, where=f"[prompts], held_out ({given.source})")
+        if again:
+            say(f"prompts left out of the rounds because the same is asked in held-out ones: {again:,}")
         return cls(kept, held_out)
 
     @classmethod
-    def take_in(cls, root: Path, config: PromptsConfig, seed: int, rounds: int) -> Made:
+    def take_in(cls, root: Path, config: RoundsConfig) -> Made:
         """Writes them down."""
-        pool = cls.draw(config, seed)
-        pool.check(config, rounds)
+        pool = cls.draw(config.prompts, config.seed, config.policy)
+        pool.check(config.prompts, config.rounds)
         for name, prompts in ((_POOL, pool.rounds), (_HELD_OUT, pool.held_out)):
             write_atomic(root / name, b"".join(map(encode, prompts)))
         output = ledger.content_of(root / _POOL, root / _HELD_OUT)
@@ -95,8 +101,53 @@ class Pool:
         return self.rounds[start : start + config.per_round]
 
 
-def _read(source: str, config: PromptsConfig) -> list[Prompt]:
-    bad = BadRows(config.max_bad_rows)
-    found = list(read_prompts(source, config.mapping, bad))
+def _question(prompt: Prompt) -> bytes:
+    """What a policy sees of a prompt: ids and reference answers may differ where nothing else does."""
+    return msgspec.json.encode(prompt.messages)
+
+
+def _first_unlike(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """The first so many prompts that ask different things."""
+    found: dict[bytes, Prompt] = {}
+    for prompt in prompts:
+        if len(found) == count:
+            break
+        found.setdefault(_question(prompt), prompt)
+    return list(found.values())
+
+
+def _read(source: str, config: PromptsConfig, check: Callable[[Prompt], None]) -> list[Prompt]:
+    bad, found = config.bad_rows(), []
+    for prompt in read_prompts(source, config.mapping, bad):
+        try:
+            check(prompt)
+        except RowError as error:
+            bad.add(error)
+        else:
+            found.append(prompt)
     bad.check()
     return found
+
+
+def _fitting(policy: EngineConfig) -> Callable[[Prompt], None]:
+    """A check that raises RowError for a prompt which leaves the policy no token to answer with; none for a
+    fake policy without tokenizer."""
+    kind = policy.resolved()
+    if kind == "fake" and policy.tokenizer is None:
+        return lambda prompt: None
+    from gavel.tokenizer import HfTokenizer
+    from train.models import context_of
+
+    tokenizer = HfTokenizer.load(policy.tokenizer_path, trust_remote_code=policy.trust_remote_code,
+                                 template_args=policy.template_args)  # fmt: skip
+    context = policy.context or (
+        context_of(policy.model, policy.trust_remote_code) if kind != "fake" else None
+    )
+
+    def check(prompt: Prompt) -> None:
+        size = len(tokenizer.chat_ids(prompt.messages))
+        if context is not None and size >= context:
+            said = f"longer than the context: {size:,} tokens, {context:,} allowed"
+            raise RowError(said, where=f"prompt {prompt.id}")
+
+    return check

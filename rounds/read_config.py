@@ -105,7 +105,14 @@ def _policy(table: Table) -> EngineConfig:
     model = table.take("model", str)
     options = options_of(_engine, table.rest(), table.where, ())
     with at(table.where):
-        return engine_config(model, options)
+        found = engine_config(model, options)
+    if found.resolved() == "server":
+        raise InputError("a server takes no new weights", where=f"{table.where}, base_url",
+                         hint="Leave it out, the policy runs here. Judges may be servers.")  # fmt: skip
+    if found.adapter is not None:
+        raise InputError("rounds begin from whole weights", where=f"{table.where}, adapter",
+                         hint="Merge the adapter into the model first.")  # fmt: skip
+    return found
 
 
 def _prompts(table: Table) -> PromptsConfig:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gavel.engines import EngineConfig
-from gavel.errors import CheckFailed
+from gavel.errors import CheckFailed, GavelError
 from gavel.protocols import Engine
 from gavel.records import Completion, Prompt, digest
 from gavel.rows import BadRows
@@ -23,7 +23,7 @@ from generate.stage import GenerateConfig, generate, stream, take_in
 from judge.collect import Limits
 from judge.gate import Gate
 from judge.judging import Judging
-from judge.pairs import PairConfig, make_pairs
+from judge.pairs import NoPairs, PairConfig, make_pairs
 from judge.stage import NothingUsable
 from rounds.ledger import Made, content_of
 from train.config import DpoConfig, PpoConfig, RewardConfig
@@ -138,6 +138,13 @@ def pair(run: RunDir, config: PairConfig) -> Made:
     kept = ("name", "pairs", "prompts", "prompts_without_pair", "dropped", "flip_rate", "length_correlation",
             "chosen_longer", "warnings")  # fmt: skip
     return Made(content_of(run.pairs_path(summary["name"])), {key: summary.get(key) for key in kept})
+
+
+def too_few() -> tuple[type[GavelError], ...]:
+    """What pairing and training raise where a round has too little to train on."""
+    from train.running import TooFewRows
+
+    return NoPairs, TooFewRows
 
 
 def pair_rows(

@@ -71,6 +71,7 @@ def kept_rounds(lines: Sequence[Line]) -> list[int]:
 
 
 def prunable(lines: Sequence[Line], every: int) -> list[int]:
-    """The rounds whose weights nothing needs: not the last, not the best, not every n-th."""
-    spared = {0, lines[-1].round, lines[-1].best, plan_of(lines).previous}
+    """The rounds whose weights nothing needs: not the last that was trained, not the best, not every n-th."""
+    last = {line.round for line in lines if line.model == lines[-1].model}
+    spared = {0, *last, lines[-1].best, plan_of(lines).previous}
     return [n for n in range(len(lines)) if n not in spared and not (every and n % every == 0)]

@@ -258,6 +258,8 @@ def test_a_round_starts_from_the_last_one_or_after_a_rollback_from_the_best() ->
     assert (plan_of(lines).number, plan_of(lines).previous, plan_of(lines).rollbacks) == (3, 1, 1)
     assert prunable([*lines, line(3, 50.0, best=1)], every=0) == [2]
     assert prunable([*lines, line(3, 50.0, best=1)], every=2) == []
+    ended = Line(round=3, model="rounds/02/model", weights="2", decision="stop", best=1)
+    assert prunable([line(0), line(1, 60.0), line(2, 55.0), ended], every=0) == [], "what 3 began from stays"
 
 
 def test_last_words_name_the_checkpoint_and_the_reason() -> None:

@@ -215,11 +215,53 @@ def test_a_spent_budget_stops_and_a_larger_one_goes_on(tiny: Tiny, tmp_path: Pat
     run = tmp_path / "run"
     stopped = gavel("rounds", "start", write(table, tmp_path), "--out", run)
     assert stopped.code == 1 and "the budget of the judge is spent" in stopped.err
+    assert "(round 1)" in stopped.out or "as it was before the rounds" in stopped.out, "the last words so far"
     assert [line.round for line in read_figures(run)] == [0, 1]
     table["budget"] = {"judge_calls": 400}
     done = gavel("rounds", "start", write(table, tmp_path), "--out", run)
     assert done.code == 0, done.err
     assert [line.round for line in read_figures(run)] == [0, 1, 2]
+
+
+def test_a_round_with_too_little_to_train_on_ends_the_run_in_words(
+    tiny: Tiny, tmp_path: Path, gavel: Gavel
+) -> None:
+    """Whether no pair came out or too few for a batch: the round is recorded, and resuming says the same."""
+    table = small_table(tiny, tmp_path)
+    table["pairs"] = {"min-margin": 1e9}
+    run = tmp_path / "run"
+    ended = gavel("rounds", "start", write(table, tmp_path), "--out", run)
+    assert ended.code == 1, ended.err
+    assert f"Use {tiny.lm}, as it was before the rounds" in ended.out.replace("\n", " ")
+    assert "round 1, stop: no pair came out" in ended.err
+    (before, last) = read_figures(run)
+    assert (last.decision, last.model, last.weights) == ("stop", before.model, before.weights)
+    again = gavel("rounds", "resume", run)
+    assert (again.code, again.out) == (1, ended.out)
+    assert json.loads(gavel("rounds", "status", run, "--json").out)["state"] == "over"
+    assert gavel("report", run, "--out", tmp_path / "page.html").code == 0
+    assert "no pair came out" in (tmp_path / "page.html").read_text()
+
+
+def test_gates_that_were_changed_speak_anew_of_rounds_that_are_over(copied: Path, gavel: Gavel) -> None:
+    """A softened gate lets the run go on, and the figures say by which gates it did."""
+    from gavel.command import read_toml
+
+    path = copied / "config.toml"
+    table = read_toml(str(path), "")
+    gate = {"max": 1e-6, "action": "stop"}
+    path.write_text(to_toml(table | {"gates": {"defaults": False, "length_mean": gate}}))
+    stopped = gavel("rounds", "resume", copied)
+    assert stopped.code == 1
+    assert "round 1: by the gates as they are now it is the last, before it goes on" in stopped.err
+    assert [line.decision for line in read_figures(copied)] == ["go_on", "stop"]
+    path.write_text(to_toml(table | {"gates": {"defaults": False, "length_mean": gate | {"action": "warn"}}}))
+    done = gavel("rounds", "resume", copied)
+    assert done.code == 0, done.err
+    assert "round 1: by the gates as they are now it goes on, before it is the last" in done.err
+    lines = read_figures(copied)
+    assert [line.decision for line in lines] == ["go_on", "go_on", "go_on"]
+    assert all(line.gates[0]["tripped"] for line in lines[1:])
 
 
 def test_weights_that_nothing_needs_are_freed(tiny: Tiny, tmp_path: Path, gavel: Gavel) -> None:
@@ -256,6 +298,10 @@ def test_weights_that_nothing_needs_are_freed(tiny: Tiny, tmp_path: Path, gavel:
         (("evaluate", "judge"), None, "lacks [evaluate.judge]"),
         (("keep", "evry"), 2, 'unknown key "evry"'),
         (("rounds",), 0, "must be at least 1"),
+        (("policy", "adapter"), "some", "rounds begin from whole weights"),
+        (("pairs", "aspect"), ["nope"], "the judge is not asked about 'nope'"),
+        (("train", "label-smoothing"), "measured", "the flip rate is not measured"),
+        (("train", "soft-labels"), True, "not how probably"),
     ],
 )
 def test_everything_is_checked_before_the_first_token(
@@ -273,6 +319,13 @@ def test_everything_is_checked_before_the_first_token(
     assert done.code == 2 and said in done.err, done.err
     assert "Traceback" not in done.err
     assert not run.exists()
+
+
+def test_the_policy_is_no_server(tiny: Tiny, tmp_path: Path, gavel: Gavel) -> None:
+    table = small_table(tiny, tmp_path)
+    table["policy"] = {"model": "tiny", "tokenizer": tiny.lm, "base-url": "http://127.0.0.1:9/v1"}
+    done = gavel("rounds", "start", write(table, tmp_path), "--out", tmp_path / "run")
+    assert done.code == 2 and "a server takes no new weights" in done.err
 
 
 def test_a_dry_run_measures_and_leaves_nothing(tiny: Tiny, tmp_path: Path, gavel: Gavel) -> None:

@@ -236,12 +236,16 @@ def check_names(config: TrainConfig) -> None:
                              hint=f"Installed here: {', '.join(trackers) or 'none'}")  # fmt: skip
 
 
+class TooFewRows(InputError):
+    """Fewer rows to train on than one batch."""
+
+
 def check_batch(config: TrainConfig, rows: Sequence[Row]) -> None:
-    """Refuses fewer rows to train on than one batch."""
+    """Raises TooFewRows."""
     if len(rows) < config.batch_size:
         noun = rows[0].noun
         few = f"{len(rows):,} {noun} to train on are fewer than one batch of {config.batch_size:,}"
-        raise InputError(few, where="--batch-size", hint=f"Lower it, or make more {noun}.")
+        raise TooFewRows(few, where="--batch-size", hint=f"Lower it, or make more {noun}.")
 
 
 def check_rows(config: TrainConfig, rows: Sequence[Row]) -> None:

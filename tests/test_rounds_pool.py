@@ -1,0 +1,69 @@
+"""The prompts of all rounds and those held out from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Tiny
+
+from gavel.engines import EngineConfig
+from gavel.errors import InputError
+from rounds.config import PromptsConfig
+from rounds.pool import Pool
+
+FAKE = EngineConfig(model="fake", engine="fake")
+
+
+def source(folder: Path, rows: list[dict[str, Any]], name: str = "prompts.jsonl") -> str:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def asked(prompts: Any) -> list[str]:
+    return [prompt.messages[-1].content for prompt in prompts]
+
+
+def test_no_round_asks_what_is_held_out_whatever_its_id(tmp_path: Path) -> None:
+    rows = [{"id": str(i), "prompt": f"question {i % 10}"} for i in range(100)]
+    pool = Pool.draw(PromptsConfig(source=source(tmp_path, rows), per_round=5, held_out=4), 0, FAKE)
+    assert len(set(asked(pool.held_out))) == len(pool.held_out) == 4
+    assert not set(asked(pool.held_out)) & set(asked(pool.rounds))
+    assert len(pool.rounds) == 60, "the other six questions, ten times each"
+
+
+def test_a_question_held_out_with_a_reference_answer_is_the_same_question(tmp_path: Path) -> None:
+    rows = [{"prompt": f"question {i}"} for i in range(20)]
+    apart = [row | {"reference": "yes"} for row in rows[:5]]
+    config = PromptsConfig(source=source(tmp_path, rows), per_round=5, held_out=5,
+                           held_out_source=source(tmp_path, apart, "apart.jsonl"))  # fmt: skip
+    pool = Pool.draw(config, 0, FAKE)
+    assert len(pool.rounds) == 15 and not set(asked(pool.held_out)) & set(asked(pool.rounds))
+
+
+def test_prompts_that_all_ask_what_is_held_out_leave_none(tmp_path: Path) -> None:
+    rows = [{"id": str(i), "prompt": "the same"} for i in range(9)]
+    with pytest.raises(InputError, match="9 prompts, 1 of them held out, leave none"):
+        Pool.draw(PromptsConfig(source=source(tmp_path, rows), per_round=1, held_out=3), 0, FAKE)
+
+
+@pytest.mark.parametrize("allowed", [0.01, 2])
+def test_prompts_longer_than_the_context_are_told_at_the_start(
+    tiny: Tiny, tmp_path: Path, allowed: float
+) -> None:
+    rows = [{"prompt": f"question {i}"} for i in range(20)] + [{"prompt": f"{i} " * 400} for i in range(2)]
+    config = PromptsConfig(source=source(tmp_path, rows), per_round=5, held_out=4, max_bad_rows=allowed)
+    policy = EngineConfig(model=tiny.lm, engine="transformers", context=128)
+    if allowed < 1:
+        with pytest.raises(
+            InputError, match=r"2 of 22 rows cannot be used.*longer than the context"
+        ) as caught:
+            Pool.draw(config, 0, policy)
+        assert "[prompts] max_bad_rows = 2" in str(caught.value.hint)
+    else:
+        pool = Pool.draw(config, 0, policy)
+        assert len(pool.rounds) + len(pool.held_out) == 20
+        assert all(len(text) < 20 for text in [*asked(pool.rounds), *asked(pool.held_out)])
