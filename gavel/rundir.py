@@ -80,16 +80,28 @@ class JsonlWriter:
         self.close()
 
 
-def disk_error(error: OSError, path: Path) -> InputError:
+#: What libraries that write by themselves say of a full disk: safetensors in the system's words, torch in
+#: its own.
+_FULL = ("no space left on device", "quota exceeded", "pytorchstreamwriter failed writing", "iostream error",
+         "unexpected pos")  # fmt: skip
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether an error, of whatever library, says that a disk is full."""
+    known = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return known or any(words in str(error).lower() for words in _FULL)
+
+
+def disk_error(error: Exception, path: Path) -> InputError:
     """What kept a file from being written, and what to do; most often a full disk."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return InputError(
             "no space left on the disk",
             where=str(path),
             hint="Free some space and run the same command again: it goes on from here.",
         )
     return InputError(
-        f"cannot be written: {error.strerror or error}",
+        f"cannot be written: {getattr(error, 'strerror', None) or error}",
         where=str(path),
         hint="Mend that and run the same command again: it goes on from here.",
     )

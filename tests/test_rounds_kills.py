@@ -7,12 +7,14 @@ import importlib.util
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +32,12 @@ KILLS = 30
 class Driver:
     """The process of tests/rounds_driver.py."""
 
-    def __init__(self, **environment: str) -> None:
+    def __init__(self, *before: str, **environment: str) -> None:
+        """before: a command that starts the rest of its line."""
         here = Path(__file__).parent
         self._process = subprocess.Popen(
-            [sys.executable, str(here / "rounds_driver.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True,
+            [*before, sys.executable, str(here / "rounds_driver.py")], text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": str(here.parent), "OMP_NUM_THREADS": "1"} | environment,
         )  # fmt: skip
         assert self._line() == "ready"
@@ -55,6 +58,13 @@ class Driver:
         """Waits for a run; returns its exit code, negative for a signal."""
         return int(self._line().removeprefix("exit "))
 
+    def shell(self, command: str) -> int:
+        """Runs it in the process's own view of the file system."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"!{command}\n")
+        self._process.stdin.flush()
+        return self.end()
+
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
@@ -66,6 +76,30 @@ def driver() -> Iterator[Driver]:
     made = Driver(GAVEL_TEST_SLOWER_S="0.001")
     yield made
     made.close()
+
+
+@dataclass
+class Calm:
+    """A run that nobody disturbed. changes: of the file system. seconds: it took."""
+
+    config: Path
+    contents: dict[str, Any]
+    outputs: dict[str, Any]
+    changes: int
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def calm(tiny: Tiny, driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Calm:
+    folder = tmp_path_factory.mktemp("calm")
+    config, root = folder / "rounds.toml", folder / "run"
+    config.write_text(to_toml(small_table(tiny, folder)))
+    began = time.monotonic()
+    driver.begin(root, config)
+    assert driver.end() == 0
+    seconds = time.monotonic() - began
+    assert {"rounds/03/model/model.safetensors", "figures.jsonl"} <= contents(root).keys()
+    return Calm(config, contents(root), outputs(root), int(Path(f"{root}.changes").read_bytes()), seconds)
 
 
 def kill_after(pid: int, seconds: float) -> None:
@@ -134,19 +168,10 @@ def recorded(root: Path) -> set[str]:
     return ids
 
 
-def test_thirty_kills_change_nothing(tiny: Tiny, driver: Driver, tmp_path: Path) -> None:
+def test_thirty_kills_change_nothing(driver: Driver, calm: Calm, tmp_path: Path) -> None:
     """Records, pairs, weights and figures are byte for byte those of a run that nobody disturbed; nothing
-    that was on record when the process died is asked again; no id is there twice."""
-    config = tmp_path / "rounds.toml"
-    config.write_text(to_toml(small_table(tiny, tmp_path)))
-    calm = tmp_path / "calm"
-    began = time.monotonic()
-    driver.begin(calm, config)
-    assert driver.end() == 0
-    whole_s = time.monotonic() - began
-    expected, stages = contents(calm), outputs(calm)
-    assert {"rounds/03/model/model.safetensors", "figures.jsonl"} <= expected.keys()
-
+    that was on record when the process died is asked again; no id is there twice. Half of the kills come at a
+    random time, half at a random change of the file system."""
     kills, attempt, draw = 0, 0, random.Random(0)
     died_in: set[str] = set()
     while kills < KILLS:
@@ -154,9 +179,10 @@ def test_thirty_kills_change_nothing(tiny: Tiny, driver: Driver, tmp_path: Path)
         root = tmp_path / f"killed-{attempt}"
         log = Path(f"{root}.asked")
         while True:
-            pid = driver.begin(root, config)
-            if kills < KILLS:
-                kill_after(pid, draw.uniform(0, 0.7 * whole_s))
+            fatal = draw.randrange(1, calm.changes) if kills < KILLS and kills % 2 else 0
+            pid = driver.begin(root, calm.config, fatal)
+            if kills < KILLS and not fatal:
+                kill_after(pid, draw.uniform(0, 0.7 * calm.seconds))
             before = recorded(root) if root.exists() else set()
             seen = len(log.read_bytes()) if log.exists() else 0
             code = driver.end()
@@ -168,12 +194,41 @@ def test_thirty_kills_change_nothing(tiny: Tiny, driver: Driver, tmp_path: Path)
             assert code == -signal.SIGKILL
             kills += 1
             died_in.add(last_begun(root))
-        assert not differing(contents(root), expected)
-        assert outputs(root) == stages
+        assert not differing(contents(root), calm.contents)
+        assert outputs(root) == calm.outputs
         for path in root.rglob("*s.jsonl"):
             ids = [json.loads(line).get("id") for line in path.read_bytes().splitlines()]
             assert None in ids or len(ids) == len(set(ids)), path
     assert len(died_in) >= 5, f"kills met only {died_in}"
+
+
+_OWN_MOUNTS = ("unshare", "--map-root-user", "--mount")
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None
+    or subprocess.run([*_OWN_MOUNTS, "true"], capture_output=True).returncode != 0,
+    reason="a process may not have mounts of its own here",
+)
+def test_a_disk_that_was_full_and_then_freed_changes_nothing(calm: Calm, tmp_path: Path) -> None:
+    """Three rounds on a disk that is filled again and again: each time a message, no traceback, and nothing
+    lost; at last what there is on a disk with room."""
+    root, kilobytes, full = tmp_path / "run", 16, 0
+    root.mkdir()
+    small = Driver(*_OWN_MOUNTS)
+    assert small.shell(f"mount -t tmpfs -o size={kilobytes}k none {root}") == 0
+    small.begin(root, calm.config)
+    while (code := small.end()) != 0:
+        assert code == 2, "an error of a user's, not of the program's"
+        full += 1
+        kilobytes = kilobytes * 3 // 2
+        assert small.shell(f"mount -o remount,size={kilobytes}k {root}") == 0
+        small.begin(root, calm.config)
+    assert small.shell(f"cp -a {root} {tmp_path}/freed") == 0
+    small.close()
+    assert full >= 5
+    assert not differing(contents(tmp_path / "freed"), calm.contents)
+    assert outputs(tmp_path / "freed") == calm.outputs
 
 
 def last_begun(root: Path) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 from gavel.errors import InputError, RunDirError
 from gavel.plans import differences
-from gavel.rundir import clear_torn, disk_error, write_atomic
+from gavel.rundir import clear_torn, disk_error, is_disk_full, write_atomic
 from train import group
 
 _WHOLE = "whole"
@@ -42,31 +42,44 @@ class Output:
         Raises:
             InputError: it is a file, or a directory that holds something else.
             RunDirError: another process is training into it.
+
+        Whatever finds the disk full inside raises InputError.
         """
         output = cls(Path(path))
+        try:
+            with output._held():
+                yield output
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            raise disk_error(error, output.path) from None
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
         if not group.is_main():  # the first holds the lock and writes for all
-            yield output
+            yield
             return
         try:
-            output.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            raise InputError(f"cannot make this directory: {error.strerror}", where=str(path)) from None
-        strangers = [p.name for p in output.path.iterdir() if not p.name.startswith(".")]
-        if strangers and not (output.path / "gavel.json").exists():
-            raise InputError(f"holds other files ({', '.join(sorted(strangers)[:3])})", where=f"--out {path}",
-                             hint="Choose a new or empty directory.")  # fmt: skip
-        with open(output.path / ".lock", "a+") as lock:
+            raise InputError(f"cannot make this directory: {error.strerror}", where=str(self.path)) from None
+        strangers = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
+        if strangers and not (self.path / "gavel.json").exists():
+            raise InputError(f"holds other files ({', '.join(sorted(strangers)[:3])})",
+                             where=f"--out {self.path}", hint="Choose a new or empty directory.")  # fmt: skip
+        with open(self.path / ".lock", "a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 lock.seek(0)
-                raise RunDirError(f"in use by {lock.read().strip() or 'another process'}", where=str(path),
+                by = lock.read().strip() or "another process"
+                raise RunDirError(f"in use by {by}", where=str(self.path),
                                   hint="Wait for it to end, or choose another --out.") from None  # fmt: skip
-            clear_torn(output.path)
+            clear_torn(self.path)
             lock.truncate(0)
             lock.write(f"process {os.getpid()}")
             lock.flush()
-            yield output
+            yield
 
     def begin(self, plan: dict[str, Any], names: Mapping[str, str] | None = None) -> dict[str, Any] | None:
         """Records the plan; returns the summary if it was carried out before.
