@@ -215,17 +215,17 @@ class Rounds:
 
         def dpo() -> Made:
             self.model(previous)
-            self.engines.make_room()
             trained = replace(tuned, reference_model=self._reference(plan, lines))
             trained = stages.smoothed(trained, run, pairs, recipe.smoothing_measured)
-            return stages.train_by_dpo(trained, rows(trained), folder / "model")
+            with self.engines.room():
+                return stages.train_by_dpo(trained, rows(trained), folder / "model")
 
         def reward_model() -> Made:
-            self.engines.make_room()
             assert recipe.reward is not None
             trained = replace(recipe.reward, model=recipe.reward_model or config.policy.model)
             trained = stages.smoothed(trained, run, pairs, recipe.smoothing_measured)
-            return stages.train_reward_model(trained, rows(trained), folder / "reward")
+            with self.engines.room():
+                return stages.train_reward_model(trained, rows(trained), folder / "reward")
 
         def ppo() -> Made:
             trained = replace(
