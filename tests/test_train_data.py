@@ -240,7 +240,7 @@ def test_data_version_follows_ids_and_order(run: RunDir) -> None:
     [
         ({"loss": {"sigmoyd": 1.0}}, "--loss: unknown loss sigmoyd"),
         ({"loss": {"sft": 0.0}}, "--loss: needs one loss"),
-        ({"loss": {"sigmoid": -1.0}}, "--loss: the weight of sigmoid is -1, and must be a finite number"),
+        ({"loss": {"sigmoid": -1.0}}, "--loss: the weight of sigmoid is -1, it must be finite"),
         ({"loss": {"sigmoid": 1.0, "sft": math.nan}}, "--loss: the weight of sft is nan"),
         ({"loss": {"sigmoid": math.inf}}, "--loss: the weight of sigmoid is inf"),
         ({"divergence_alpha": math.nan}, "--divergence-alpha: must be a finite number"),

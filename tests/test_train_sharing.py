@@ -303,6 +303,59 @@ def test_a_model_that_a_forest_does_not_suit_is_left_as_it_is(
     assert why is not None and said in why
 
 
+#: Models whose attention can be replaced, and whose other layers run along the row.
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_experts": 4, "num_experts_per_tok": 2,
+                 "moe_intermediate_size": 32, "num_dense_layers": 1},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 8,
+                         "mamba_n_groups": 1, "mamba_d_state": 8, "num_local_experts": 4,
+                         "num_experts_per_tok": 2, "shared_intermediate_size": 32,
+                         "position_embedding_type": "rope"},
+    "recurrent_gemma": {"lru_width": 32, "attention_window_size": 16, "num_hidden_layers": 3,
+                        "block_types": ("recurrent", "recurrent", "attention")},
+    "minimax": {"layer_types": ["linear_attention", "full_attention"], "num_local_experts": 4,
+                "block_size": 16},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", HYBRIDS)
+def test_a_model_whose_layers_run_along_the_row_is_refused(kind: str, precision: str) -> None:
+    """With small weights and long completions what leaks does not show in the mean over tokens."""
+    import torch
+    from trl.trainer.utils import add_fused_lm_head
+
+    from train import forest
+    from train.unique import TOLERANCE, try_prompts
+
+    net = small(kind, initializer_range=0.02, **HYBRIDS[kind])
+    add_fused_lm_head(net, outputs=("log_probs", "entropy"))
+    net.to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    rows = [replace(row, chosen_ids=row.chosen_ids[:1] * 30) for row in prompts_with([2, 2])]
+    why = try_prompts(net, rows, torch.device("cpu"), TOLERANCE[precision])
+    assert why is not None and ("see one another" in why or "differ" in why)
+    assert net.config._attn_implementation != forest.NAME
+
+
+@pytest.mark.parametrize("precision", ["fp32", "autocast", "bf16"])
+@pytest.mark.parametrize(("kind", "fields"), [
+    ("llama", {}), ("qwen3", {}), ("gemma3_text", {"sliding_window": 4}), ("mistral", {"sliding_window": 4}),
+    ("mixtral", {"num_local_experts": 4}), ("gemma2", {"sliding_window": 4, "attn_logit_softcapping": None}),
+])  # fmt: skip
+def test_what_a_leaf_must_not_see_does_not_move_it(kind: str, fields: dict[str, Any], precision: str) -> None:
+    import torch
+
+    from train import apart, forest
+
+    net = small(kind, **fields)
+    net.to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        assert apart.moved_in_packed_row(net) < 1e-6
+        forest.install(net)
+        assert apart.moved_in_forest(net) < 1e-6, "experts are given other numbers of tokens: rounding"
+
+
 def test_a_model_that_computes_otherwise_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing raises, but the numbers differ: attention that ignores windows, on a model that has one."""
     from train import forest

@@ -228,7 +228,7 @@ class DpoConfig(PairConfig):
         _need("loss", not unknown, f"unknown loss {', '.join(unknown)}; known: {', '.join(LOSSES)}")
         for name, weight in self.loss.items():
             _need("loss", math.isfinite(weight) and weight >= 0,
-                  f"the weight of {name} is {weight:g}, and must be a finite number of at least 0")  # fmt: skip
+                  f"the weight of {name} is {weight:g}, it must be finite and not negative")  # fmt: skip
         _need("loss", any(self.loss.values()), "needs one loss with a weight that is not 0")
         super().__post_init__()
         _need("beta", self.beta > 0, "must be above 0")
@@ -265,8 +265,11 @@ class DpoConfig(PairConfig):
         _need("ld_alpha", self.ld_alpha is None or 0 <= self.ld_alpha <= 1, "must be in [0, 1]")
         _need("ld_alpha", self.ld_alpha is None or self.reference != "samples",
               "needs log-probabilities per token, samples have their sums: --reference pass")  # fmt: skip
-        _need("halve_micro_batch", not (self.halve_micro_batch and self.within_micro_batch),
-              "aot and aot_unpaired compare pairs within a micro-batch: half of it is another objective")  # fmt: skip
+        _need(
+            "halve_micro_batch",
+            not (self.halve_micro_batch and self.within_micro_batch),
+            "aot and aot_unpaired compare pairs within a micro-batch, halved it is another objective",
+        )
         _need("wpo", not self.wpo or not any(name in self.loss for name in WITHIN_MICRO_BATCH),
               "aot and aot_unpaired sort pairs, their weights would be others'")  # fmt: skip
         for name, value, plain in (("divergence", self.divergence, "reverse_kl"),
