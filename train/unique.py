@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from train import forest
 from train.apart import base_of as base_of
-from train.apart import moved_in_forest
+from train.apart import moved_in_forest, moved_in_packed_row
 from train.data import PairRow
 from train.running import out_of_memory
 
@@ -161,6 +161,20 @@ def try_prompts(model: Any, rows: Sequence[PairRow], device: torch.device, toler
     return try_forest([model], lambda: scores(by_rows), lambda: scores(by_prompts), tolerance)
 
 
+def packing_leaks(model: Any, tolerance: float) -> str | None:
+    """How documents of one row see one another in a model that they should not, None where they do not.
+
+    Args:
+        tolerance: one of TOLERANCE.
+    """
+    was = model.training
+    model.eval()
+    with torch.no_grad():
+        moved = moved_in_packed_row(model)
+    model.train(was)
+    return _leaking(moved, tolerance)
+
+
 def try_forest(
     models: Sequence[Any], plain: Callable[[], torch.Tensor], shared: Callable[[], torch.Tensor],
     tolerance: float,
@@ -185,10 +199,8 @@ def try_forest(
             for model in models:
                 undo.append(forest.install(base_of(model)))
             problem = _unlike(shared().double(), expected, tolerance)
-            for model in models if problem is None else ():
-                moved = moved_in_forest(model)
-                if not moved < _MOVED * tolerance:
-                    problem = f"in one row, sequences see one another (states move by {moved:.2g})"
+            for model in models:
+                problem = problem or _leaking(moved_in_forest(model), tolerance)
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
         if out_of_memory(error):
             raise
@@ -200,6 +212,13 @@ def try_forest(
         for uninstall in undo:
             uninstall()
     return problem
+
+
+def _leaking(moved: float, tolerance: float) -> str | None:
+    """What `train.apart` found, None for rounding."""
+    if moved < _MOVED * tolerance:
+        return None
+    return f"sequences see one another (hidden states move by {moved:.2g})"
 
 
 def _unlike(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> str | None:
