@@ -150,6 +150,79 @@ def test_more_rows_than_a_message_has_room_for_are_in_a_file(
     assert not listed.exists()
 
 
+LOGGED = {"epochs": 2, "log_steps": 4, "micro_batch": 4}  # 8 steps, two log lines
+
+
+def told(summary: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in summary.items() if name not in ("model", "seconds")}
+
+
+@pytest.mark.parametrize("steps", [(3,), (1, 3, 6), (4,), (5,)], ids=str)
+def test_a_run_that_was_stopped_logs_and_tells_what_an_undisturbed_one_does(
+    kind: Kind, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...]
+) -> None:
+    """Stopped between two lines of metrics.jsonl, or at one, even before the first is written."""
+    from train.callbacks import Checkpoints
+
+    rows, config = kind.rows(32), kind.config(model, **LOGGED)
+    expected = kind.train(config, rows, tmp_path / "straight")
+    assert expected["steps"] == 8 and expected["loss"] > 0 and expected["metrics"]
+    original = Checkpoints.on_step_end
+    for step in steps:
+
+        def stop(self: Any, args: Any, state: Any, *more: Any, at: int = step, **given: Any) -> None:
+            self.stop_requested = state.global_step == at
+            original(self, args, state, *more, **given)
+
+        monkeypatch.setattr(Checkpoints, "on_step_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            kind.train(config, rows, tmp_path / "out")
+    monkeypatch.undo()
+    assert told(kind.train(config, rows, tmp_path / "out")) == told(expected)
+    assert steps_of(tmp_path / "out") == steps_of(tmp_path / "straight")
+
+
+def test_one_that_failed_inside_a_step_does_too(
+    kind: Kind, model: str, tmp_path: Path, fails_at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the step had summed up before it failed does not count twice."""
+    rows, config = kind.rows(32), kind.config(model, **LOGGED)
+    expected = kind.train(config, rows, tmp_path / "straight")
+    losses: list[float] = []
+
+    def second(trainer: Any, loss: Any) -> Any:
+        losses.append(loss.item())
+        return loss * math.nan if len(losses) == 2 else loss
+
+    fails_at(2, second)
+    with pytest.raises(CheckFailed, match="the loss is nan at step 3"):
+        kind.train(config, rows, tmp_path / "out")
+    assert len(losses) == 2
+    monkeypatch.undo()
+    assert told(kind.train(config, rows, tmp_path / "out")) == told(expected)
+    assert steps_of(tmp_path / "out") == steps_of(tmp_path / "straight")
+
+
+def test_one_that_ended_while_the_model_was_saved_does_too(
+    kind: Kind, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left to train."""
+    from train import callbacks
+    from train.output import Output
+
+    def killed(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    rows, config = kind.rows(32), kind.config(model, **LOGGED)
+    expected = kind.train(config, rows, tmp_path / "straight")
+    monkeypatch.setattr(callbacks, "_LAST_CHECKPOINT_S", -1.0)
+    monkeypatch.setattr(Output, "publish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        kind.train(config, rows, tmp_path / "out")
+    monkeypatch.undo()
+    assert told(kind.train(config, rows, tmp_path / "out")) == told(expected)
+
+
 def out_of_memory(above: int) -> Callable[[Any, Any], Any]:
     """As a GPU says it, for micro-batches above a size."""
 

@@ -284,8 +284,8 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
         trained = time.monotonic()
         output.publish(lambda folder: begun.save(trainer, folder, merge=config.merge))
         summary = {
-            "model": str(out), "pairs": len(rows), "steps": done.result.global_step, "precision": precision,
-            "loss": done.result.training_loss, "metrics": done.shown(*_SHOWN),
+            "model": str(out), "pairs": len(rows), "steps": done.steps, "precision": precision,
+            "loss": done.loss, "metrics": done.shown(*_SHOWN),
             "targets": targets.summary() if targets else None, "sharing": trainer.sharing,
             **(trainer.reference.summary() if trainer.reference else {"reference": "moving"}),
             "seconds": {"start": round(done.began - started, 2), "train": round(trained - done.began, 2),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -159,8 +160,19 @@ class Output:
 
     def last_metrics(self) -> dict[str, Any]:
         """The last line of metrics.jsonl; empty where there is none."""
-        lines = self.metrics_path.read_bytes().splitlines() if self.metrics_path.exists() else []
+        lines = self._metrics()
         return json.loads(lines[-1]) if lines else {}
+
+    def mean_loss(self) -> float:
+        """Over all steps: a line of metrics.jsonl has the mean over those since the one before."""
+        total = before = 0
+        for line in map(json.loads, self._metrics()):
+            total += (line["step"] - before) * line["loss"]
+            before = line["step"]
+        return total / before if before else math.nan
+
+    def _metrics(self) -> list[bytes]:
+        return self.metrics_path.read_bytes().splitlines() if self.metrics_path.exists() else []
 
     def publish(self, save: Callable[[Path], None]) -> None:
         """Saves a model to a staging directory, then moves it in: config.json last, for without it

@@ -38,10 +38,12 @@ C = TypeVar("C", bound=TrainConfig)
 
 @dataclass(frozen=True)
 class Done:
-    """A training that came to its end. metrics: of the last log step. began: when training itself did."""
+    """A training that came to its end, however often it was resumed. loss: the mean over all steps. metrics:
+    of the last log step. began: when training itself did."""
 
     trainer: Any
-    result: Any
+    steps: int
+    loss: float
     metrics: dict[str, Any]
     began: float
 
@@ -148,16 +150,16 @@ def run(config: C, output: Output, make: Callable[[C, list[Any]], Any]) -> Done:
         checkpoint, step = output.resume()
         if checkpoint:
             say(f"resuming after step {step}")
-        metrics, checkpoints = Metrics(output), Checkpoints(output, config.save_steps)
+        checkpoints = Checkpoints(output, config.save_steps)
         trainer: Any = None
         try:
-            trainer = make(config, [metrics, checkpoints, *bar()])
+            trainer = make(config, [Metrics(output), checkpoints, *bar()])
             _check_stored(checkpoint, trainer)
             trainer.remove_callback(PrinterCallback)
             began = time.monotonic()
             with stopping(checkpoints):
                 result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            return Done(trainer, result, metrics.last, began)
+            return Done(trainer, result.global_step, output.mean_loss(), output.last_metrics(), began)
         except NotANumber as error:
             kept = _kept(trainer, output)
             listed = f"All {len(error.names):,} are in {output.name_suspects(error.names)}."

@@ -166,8 +166,8 @@ def train_sft(
         output.publish(save)
         summary = {
             "model": str(out), "rows": len(rows), "tokens": tokens, "trained_tokens": trained_tokens,
-            "steps": done.result.global_step, "precision": precision,
-            "loss": done.result.training_loss, "metrics": done.shown(*_SHOWN),
+            "steps": done.steps, "precision": precision,
+            "loss": done.loss, "metrics": done.shown(*_SHOWN),
             "seconds": {"start": round(done.began - started, 2), "train": round(trained - done.began, 2),
                         "save": round(time.monotonic() - trained, 2)},
         }  # fmt: skip
