@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -210,6 +211,30 @@ def test_a_model_that_says_something_else_in_one_row_gets_a_padded_batch(
     plain = learner_of(tiny, tmp_path)
     plain.shared = False
     assert said.logps.tolist() == plain.evaluate(rows).logps.tolist(), "as if it had never been tried"
+
+
+def test_a_model_whose_layers_run_along_the_row_gets_a_padded_batch(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Linear attention, with weights so small that log-probabilities hardly move."""
+    import torch
+    from transformers import MiniMaxConfig, MiniMaxForCausalLM
+
+    from gavel.tokenizer import HfTokenizer
+
+    torch.manual_seed(0)
+    MiniMaxForCausalLM(MiniMaxConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=256, num_local_experts=2, block_size=16,
+        layer_types=["linear_attention", "full_attention"], initializer_range=0.005, pad_token_id=0,
+        bos_token_id=None, eos_token_id=EOS,
+    )).save_pretrained(tmp_path / "hybrid")  # fmt: skip
+    HfTokenizer.load(tiny.lm).hf.save_pretrained(tmp_path / "hybrid")
+    hybrid: Any = SimpleNamespace(lm=str(tmp_path / "hybrid"), reward=None)
+    learner = learner_of(hybrid, tmp_path, critic=None)
+    learner.evaluate([rollout(p, c) for p, c in KIN][:4])
+    assert learner.shared is False
+    assert "sequences see one another" in capsys.readouterr().err
 
 
 # what is optimised

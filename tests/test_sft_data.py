@@ -226,6 +226,14 @@ def test_rows_of_text_are_as_long_as_they_may_be(tokenizers: dict[str, HfTokeniz
         assert +encoder.left_out == {"empty text": 2}
 
 
+def test_each_text_has_rows_of_its_own_where_that_is_asked() -> None:
+    documents = [([1, 2, 3], "f:1"), ([4, 5, 6, 7, 8], "f:2"), ([9, 10], "f:3")]
+    rows = list(pack(documents, 4, together=False))
+    assert [row.ids.tolist() for row in rows] == [[1, 2, 3], [4, 5, 6, 7], [8], [9, 10]]
+    assert all(row.starts == (0,) for row in rows)
+    assert [row.where for row in rows] == ["f:1", "f:2", "f:2", "f:3"]
+
+
 def test_a_last_row_of_one_token_is_left_out(tokenizers: dict[str, HfTokenizer]) -> None:
     tokenizer = tokenizers["neox"]
     length = len(tokenizer.document_ids("the dog and the fox"))
@@ -246,7 +254,10 @@ def test_what_is_left_out_is_counted(tokenizers: dict[str, HfTokenizer]) -> None
     encoder, bad = Encoder(tokenizer, context=256, max_length=64), BadRows(1, say=said.append)
     rows = read_rows(shown, Kind.CHAT, encoder, bad)
     assert [row.where for row in rows] == ["f:1"]
-    assert encoder.left_out == {"empty completion": 1, "longer than --max-length": 1}
+    assert encoder.left_out == {"empty completion": 1, "longer than --max-length": 2}
+    assert bad.count == 0
+    encoder = Encoder(tokenizer, context=256)
+    assert [row.where for row in read_rows(shown, Kind.CHAT, encoder, bad)] == ["f:1", "f:3"]
     assert bad.count == 1 and "f:4" in said[0] and "the model's context is 256" in said[0]
 
 

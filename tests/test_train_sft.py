@@ -16,12 +16,14 @@ from training_tools import (
     BOS,
     CONTEXT,
     EOS,
+    HYBRIDS,
     USER,
     VOCAB,
     assert_adapter_and_merged_agree,
     assert_one_trajectory,
     interrupted_after,
     same_weights,
+    small,
     steps_of,
     tiny_model,
 )
@@ -100,7 +102,7 @@ def trainer_of(model: str, rows: list[SftRow], folder: Path) -> Any:
 
     config = settings(model, batch_size=len(rows), micro_batch=len(rows))
     return ExactSFTTrainer(
-        rows, load(model, torch.float32), args=_arguments(config, "fp32", Output(folder)),
+        rows, "fp32", load(model, torch.float32), args=_arguments(config, "fp32", Output(folder)),
         processing_class=HfTokenizer.load(model).hf,
     )  # fmt: skip
 
@@ -208,6 +210,29 @@ def test_packed_documents_do_not_see_one_another(model: str, tmp_path: Path) -> 
         of.append(gradients(trainer, trainer.micro_batch([0])))
     for a, b in zip(*of, strict=True):
         assert torch.allclose(a, b, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [*HYBRIDS.items(), ("mamba", {"state_size": 8}), ("bloom", {"n_layer": 2, "n_head": 4}),
+     ("gpt_oss", {"num_local_experts": 4})],
+)  # fmt: skip
+def test_a_model_that_does_not_keep_packed_documents_apart_is_refused(
+    model: str, tmp_path: Path, kind: str, fields: dict[str, Any], precision: str
+) -> None:
+    """Convolutions, recurrent states, and attention whose mask is not made from positions."""
+    from gavel.tokenizer import HfTokenizer
+    from train.sft import train_sft
+
+    small(kind, **fields).save_pretrained(tmp_path / "it")
+    HfTokenizer.load(model).hf.save_pretrained(tmp_path / "it")
+    config = settings(str(tmp_path / "it"), batch_size=2, precision=precision)
+    with pytest.raises(InputError, match="--pack: in a packed row of this model sequences see one another"):
+        train_sft(config, texts(2), tmp_path / "out")
+    alone = pack((([BOS, 10 + i, 11, EOS], f"f:{i}") for i in range(2)), 24, together=False)
+    if kind == "lfm2":
+        assert train_sft(config, list(alone), tmp_path / "out")["steps"] == 1
 
 
 # what comes of it

@@ -48,6 +48,39 @@ def tiny_model(folder: Path, seed: int = 0) -> str:
     return str(folder)
 
 
+#: Models whose attention can be replaced, and whose other layers run along the row.
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_experts": 4, "num_experts_per_tok": 2,
+                 "moe_intermediate_size": 32, "num_dense_layers": 1},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 8,
+                         "mamba_n_groups": 1, "mamba_d_state": 8, "num_local_experts": 4,
+                         "num_experts_per_tok": 2, "shared_intermediate_size": 32,
+                         "position_embedding_type": "rope"},
+    "recurrent_gemma": {"lru_width": 32, "attention_window_size": 16, "num_hidden_layers": 3,
+                        "block_types": ("recurrent", "recurrent", "attention")},
+    "minimax": {"layer_types": ["linear_attention", "full_attention"], "num_local_experts": 4,
+                "block_size": 16},
+}  # fmt: skip
+
+
+def small(kind: str, **fields: Any) -> Any:
+    """A random model of an architecture."""
+    import torch
+    import transformers
+
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT,
+             "head_dim": 8, "pad_token_id": 0, "bos_token_id": BOS, "eos_token_id": EOS,
+             "initializer_range": 0.3}  # fmt: skip
+    if kind == "gpt2":
+        sizes = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT,
+                 "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": 0}  # fmt: skip
+    torch.manual_seed(0)
+    config = transformers.CONFIG_MAPPING[kind](**(sizes | fields))
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
 def planted(count: int, seed: int = 0) -> list[Any]:
     """Pairs of uneven length in which w5 (id 10) is preferred to w6 (id 11)."""
     import random

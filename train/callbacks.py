@@ -32,7 +32,6 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
     def __init__(self, output: Output) -> None:
         self._writer = JsonlWriter(output.metrics_path) if group.is_main() else None
         self._said = time.monotonic()
-        self.last: dict[str, Any] = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:  # however short the run, its end is measured
@@ -42,9 +41,9 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
         if "loss" not in logs:  # the closing line about run time
             return
         kept = {k: _number(v) for k, v in logs.items() if k not in _RESTARTED}
-        self.last = {"step": state.global_step, **kept}
         if self._writer is not None:
-            self._writer.append_line(json.dumps(self.last).encode() + b"\n")
+            line = {"step": state.global_step, **kept}
+            self._writer.append_line(json.dumps(line).encode() + b"\n")
         if time.monotonic() - self._said > SAY_S and not sys.stderr.isatty():
             self._said = time.monotonic()
             say(f"step {state.global_step}/{state.max_steps}: loss {logs['loss']:.4g}")

@@ -28,6 +28,13 @@ _KINDS = ("auto", "text", "instruction", "chat")  # gavel.demonstrations.Kind: a
     help="What the rows of SRC are; auto: as their columns say. Texts are packed into rows of --max-length.",
 )
 @click.option(
+    "--pack/--no-pack",
+    "packed",
+    default=True,
+    show_default=True,
+    help="Whether a row of texts holds several, which see nothing of one another.",
+)
+@click.option(
     "--judgments", metavar="PASS", help="Whose scores choose from RUN; the newest pass unless given."
 )
 @click.option("--min-score", type=float, help="Leave out prompts of RUN whose best completion scores less.")
@@ -84,5 +91,5 @@ def _rows(config: SftConfig, options: dict[str, Any]) -> tuple[Any, Any, dict[st
     if kind is not Kind.TEXT:
         require(prepared.tokenizer)
     encoder = encoder_of(config, prepared.tokenizer)
-    rows = sft_data.read_rows(shown, kind, encoder, bad)
+    rows = sft_data.read_rows(shown, kind, encoder, bad, options["packed"])
     return rows, prepared, {"kind": str(kind)} | account(encoder, bad, "rows")

@@ -8,9 +8,11 @@ themselves. So a last batch that is not full is divided as well, and no row is l
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -27,6 +29,7 @@ T = TypeVar("T")
 
 ROW = "row"  # of a micro-batch: its rows' places
 _SPARE = "spare"  # of one that counts for nothing: a process that has none left must go along
+_UNLOGGED = "unlogged.json"  # of a checkpoint
 _NAMED = 8  # rows that an error names
 
 
@@ -51,10 +54,11 @@ class NotANumber(CheckFailed):
     """A loss or gradient that is not finite; the weights are still those of the step before.
 
     Args:
-        where: the step, and what its rows are called. names: of the rows; the first few are named.
+        where: the step, and what its rows are called. names: of the rows; the message has the first few.
     """
 
     def __init__(self, what: str, where: str, names: Sequence[str]) -> None:
+        self.names = list(names)
         more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
         super().__init__(f"{what} at {where} {', '.join(names[:_NAMED])}{more}",
                          hint="Lower --learning-rate, or train with --precision fp32.")  # fmt: skip
@@ -71,6 +75,9 @@ class ExactRows:
             made of rows of like length, which changes nothing where the objective is a sum over rows.
         sizes: of the micro-batches since the last log, what their metrics are means over. counted_by: which
             of the sizes, of metrics that are not means over the first.
+
+    What is summed up for the next log line goes into a checkpoint as well, so that a run which is resumed
+    logs what an undisturbed one does.
     """
 
     loss_is_scaled_for_ga = True  # compute_loss weighs each micro-batch by its share of the batch
@@ -83,6 +90,9 @@ class ExactRows:
     counted_by: Mapping[str, str] = MappingProxyType({})
     _places: list[int]  # of the batch under way
     _order: Drawn
+    _tr_loss = torch.zeros(())  # Trainer's: the sum over the steps since the last log
+    _before: tuple[int, torch.Tensor, int]  # the batch under way: steps done, `_tr_loss` and how many `sizes`
+    _carried: Mapping[str, Sequence[float]] = MappingProxyType({})  # sums of metrics, from a checkpoint
 
     @property
     def divided(self: Any) -> bool:
@@ -136,14 +146,35 @@ class ExactRows:
         size = self.args.train_batch_size * self.args.world_size
         return DataLoader(range(len(self.rows)), batch_size=size, sampler=self._order, collate_fn=list)
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+    def _run_epoch(self: Any, *args: Any, **kwargs: Any) -> Any:
         self._order.set_epoch(kwargs["epoch"])
+        if kwargs["resume_from_checkpoint"] is not None and kwargs["epoch"] == kwargs["epochs_trained"]:
+            self._take_up(Path(kwargs["resume_from_checkpoint"]))
         return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+
+    def _save_checkpoint(self: Any, *args: Any) -> None:
+        super()._save_checkpoint(*args)  # type: ignore[misc]
+        step, loss, count = self._before
+        if step < self.state.global_step:  # the batch under way has become a step
+            loss, count = self._tr_loss, len(self.sizes)
+        sums = {"since": self._globalstep_last_logged, "metrics": self._summed(count),
+                "loss": group.summed(loss.double().cpu()).item() / group.size()}  # fmt: skip
+        if group.is_main():
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            (folder / _UNLOGGED).write_text(json.dumps(sums))
+
+    def _take_up(self: Any, checkpoint: Path) -> None:
+        """Goes on with what a checkpoint had summed up for its next log line."""
+        if (checkpoint / _UNLOGGED).exists():  # checkpoints of before have none
+            sums = json.loads((checkpoint / _UNLOGGED).read_text())
+            self._globalstep_last_logged, self._carried = sums["since"], sums["metrics"]
+            self._tr_loss += sums["loss"]
 
     def get_batch_samples(self: Any, drawn: Iterator[list[int]], count: int, device: Any) -> Any:
         """This process's micro-batches of a step; where fewer do, the first are empty."""
         given = list(islice(drawn, count))
         self._places = list(chain.from_iterable(given))
+        self._before = self.state.global_step, self._tr_loss.clone(), len(self.sizes)
         self.stepping = False
         if not given:
             return [], None
@@ -197,19 +228,26 @@ class ExactRows:
     def log(self: Any, logs: dict[str, float], *args: Any) -> None:
         """TRL's metrics are means over micro-batches of each process; here each counts by what it has, and
         those of all processes count."""
-        metrics = self._metrics["train"]
-        names = sorted(name for name, values in metrics.items() if len(values) == len(self.sizes) > 0)
-        if names:
-            sums = torch.zeros(2, len(names), dtype=torch.float64)
-            for place, name in enumerate(names):
-                for value, sizes in zip(metrics[name], self.sizes, strict=True):
-                    weight = sizes[self.counted_by.get(name, next(iter(sizes)))]
-                    sums[:, place] += torch.tensor([weight * value, weight]) if weight else 0.0
-            found = group.summed(sums)
-            for name, total, weight in zip(names, *found.tolist(), strict=True):
-                metrics[name][:] = [total / weight if weight else math.nan]
+        for name, (total, weight) in self._summed(len(self.sizes)).items():
+            self._metrics["train"][name][:] = [total / weight if weight else math.nan]
         self.sizes.clear()
+        self._carried = {}
         super().log(logs, *args)  # type: ignore[misc]
+
+    def _summed(self: Any, count: int) -> dict[str, list[float]]:
+        """Of each metric the weighted sum and the sum of weights, over the first so many micro-batches since
+        the last log and over all processes."""
+        metrics = self._metrics["train"]
+        names = sorted(name for name, values in metrics.items() if len(values) >= count > 0)
+        sums = torch.zeros(len(names), 2, dtype=torch.float64)
+        for place, name in enumerate(names):
+            if group.is_main():
+                sums[place] += torch.tensor(self._carried.get(name, (0.0, 0.0)), dtype=torch.float64)
+            for value, sizes in zip(metrics[name][:count], self.sizes[:count], strict=True):
+                weight = sizes[self.counted_by.get(name, next(iter(sizes)))]
+                sums[place] += torch.tensor([weight * value, weight]) if weight else 0.0
+        found: dict[str, list[float]] = dict(zip(names, group.summed(sums).tolist(), strict=True))
+        return found
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL writes one into every checkpoint."""

@@ -4,6 +4,7 @@ OUT/  config.json, *.safetensors, tokenizer …   the model; config.json is move
       metrics.jsonl   one line per log step
       gavel.json      what was asked for (plan) and, written last, what came of it (summary)
       checkpoints/    while training; each is trusted only with its `whole` marker
+                      suspects.txt: the rows of a step whose loss or gradient was no number
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,15 @@ class Output:
         newest = self.newest_checkpoint()
         return f"The state of {noun} {step_of(newest)} is in {newest}." if newest else ""
 
+    def name_suspects(self, names: Sequence[str]) -> Path:
+        """Writes down the rows of a step that is no number, one a line, beside the checkpoint that is kept:
+        a message has no room for all. The file goes when the checkpoints do."""
+        path = self.checkpoints / "suspects.txt"
+        if group.is_main():
+            self.checkpoints.mkdir(exist_ok=True)
+            write_atomic(path, "".join(f"{name}\n" for name in names).encode())
+        return path
+
     def rewind_metrics(self, step: int) -> None:
         if not group.is_main() or not self.metrics_path.exists():
             return
@@ -162,8 +173,19 @@ class Output:
 
     def last_metrics(self) -> dict[str, Any]:
         """The last line of metrics.jsonl; empty where there is none."""
-        lines = self.metrics_path.read_bytes().splitlines() if self.metrics_path.exists() else []
+        lines = self._metrics()
         return json.loads(lines[-1]) if lines else {}
+
+    def mean_loss(self) -> float:
+        """Over all steps: a line of metrics.jsonl has the mean over those since the one before."""
+        total = before = 0
+        for line in map(json.loads, self._metrics()):
+            total += (line["step"] - before) * line["loss"]
+            before = line["step"]
+        return total / before if before else math.nan
+
+    def _metrics(self) -> list[bytes]:
+        return self.metrics_path.read_bytes().splitlines() if self.metrics_path.exists() else []
 
     def publish(self, save: Callable[[Path], None]) -> None:
         """Saves a model to a staging directory, then moves it in: config.json last, for without it

@@ -110,10 +110,14 @@ class Learner:
         return Evaluated(found[0, :, :-1], found[1, :, :-1], found[2, :, :-1], after, found[3, :, :-1])
 
     def _try_sharing(self, rollouts: Sequence[Rollout], micro: int) -> None:
-        """On the longest, which would show whatever a model does only in long sequences."""
-        longest = list(by_kin(rollouts, range(len(rollouts))))[: min(micro, 2)]
+        """On the longest, which would show whatever a model does only in long sequences: one completion, the
+        next of its prompt and that of another, as far as a micro-batch holds them."""
+        longest, *others = (rollouts[row] for row in by_kin(rollouts, range(len(rollouts))))
+        kin = [other for other in others if other.prompt_ids == longest.prompt_ids]
+        strangers = [other for other in others if other.prompt_ids != longest.prompt_ids]
+        tried = [longest, *kin[:1], *strangers[:1]][:micro]
         with self.accelerator.autocast():
-            why = self.models.try_sharing([rollouts[row] for row in longest], self.device, self._agree_within)
+            why = self.models.try_sharing(tried, self.device, self._agree_within)
         self.shared = why is None
         if why is not None:
             say(f"prompts go through the models once for each completion: {why}")

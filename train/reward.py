@@ -151,8 +151,8 @@ def train_reward(config: RewardConfig, rows: Sequence[PairRow], out: str | Path)
         trainer.loaded.config.reward_mean = mean
         output.publish(lambda folder: _save(begun, trainer, folder))
         summary = {
-            "model": str(out), "pairs": len(kept), "steps": done.result.global_step, "precision": precision,
-            "loss": done.result.training_loss, "metrics": done.shown("accuracy", "margin", "mean_reward"),
+            "model": str(out), "pairs": len(kept), "steps": done.steps, "precision": precision,
+            "loss": done.loss, "metrics": done.shown("accuracy", "margin", "mean_reward"),
             "reward_mean": mean, "targets": targets.summary() if targets else None, "held_out": measured,
             "seconds": {"start": round(done.began - started, 2), "train": round(trained - done.began, 2),
                         "measure and save": round(time.monotonic() - trained, 2)},

@@ -6,8 +6,8 @@ The objective of one optimiser step is the mean over the trained tokens of the w
 
 T being the trained tokens of all its rows, whatever the micro-batches. What differs from TRL: rows come as
 ids with the positions that are trained, and nothing is truncated; documents that are packed into one row do
-not see one another (their position ids start anew, from which transformers makes the mask). Left out:
-evaluation during training.
+not see one another (their position ids start anew, from which transformers makes the mask), and a model in
+which they do is refused (`train.apart`). Left out: evaluation during training.
 """
 
 from __future__ import annotations
@@ -24,22 +24,32 @@ from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
 from gavel.command import say
+from gavel.errors import InputError
 from gavel.records import digest
 from train import exact, group, models, running
 from train.chat_template import Prepared, prepare
 from train.config import SftConfig
 from train.output import Output
 from train.sft_data import IGNORED, SftRow, rows_version
+from train.unique import TOLERANCE, packing_leaks
 
 _SHOWN = ("mean_token_accuracy", "entropy")
 
 
 class ExactSFTTrainer(exact.ExactRows, SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer on rows whose ids are ready."""
+    """SFTTrainer on rows whose ids are ready. Raises InputError for packed documents that a model does not
+    keep apart.
+
+    Args:
+        precision: "fp32" or "bf16".
+    """
 
     rows: Sequence[SftRow]
 
-    def __init__(self, rows: Sequence[SftRow], loaded: models.Loaded, **settings: Any) -> None:
+    def __init__(
+        self, rows: Sequence[SftRow], precision: str, loaded: models.Loaded, **settings: Any
+    ) -> None:
+        self._precision = precision
         self.rows, self.loaded, self._packed = rows, loaded, is_packed(rows)
         one = datasets.Dataset.from_list([_example(rows[0], self._packed)])  # TRL looks at its columns
         super().__init__(model=loaded.model, train_dataset=one, **settings)
@@ -47,6 +57,22 @@ class ExactSFTTrainer(exact.ExactRows, SFTTrainer):  # type: ignore[misc]
         collator.return_position_ids = self._packed
         self.carry()
         self._aux_coef: float = self.router_aux_loss_coef
+        if not self.divided:
+            self._check_packing()
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer calls it once the model is divided among the processes, before a checkpoint is loaded."""
+        if self.divided:
+            self._check_packing()
+            group.reshard(self.model)
+        return super().create_scheduler(*args, **kwargs)
+
+    def _check_packing(self) -> None:
+        if self._packed:
+            model = self.accelerator.unwrap_model(self.model)
+            if (why := packing_leaks(model, TOLERANCE[self._precision])) is not None:
+                raise InputError(f"in a packed row of this model {why}", where="--pack",
+                                 hint="Give each text a row of its own: --no-pack.")  # fmt: skip
 
     def micro_batch(self, places: Sequence[int]) -> dict[str, Any]:
         batch: dict[str, Any] = self.data_collator(
@@ -122,7 +148,7 @@ def train_sft(
             if prepared.added:
                 models.grow(loaded, prepared.added)
             return ExactSFTTrainer(
-                rows, loaded, args=_arguments(config, precision, output),
+                rows, precision, loaded, args=_arguments(config, precision, output),
                 processing_class=copy.deepcopy(prepared.tokenizer.hf),  # TRL gives it a pad token
                 callbacks=callbacks, peft_config=models.lora(config),
             )  # fmt: skip
@@ -140,8 +166,8 @@ def train_sft(
         output.publish(save)
         summary = {
             "model": str(out), "rows": len(rows), "tokens": tokens, "trained_tokens": trained_tokens,
-            "steps": done.result.global_step, "precision": precision,
-            "loss": done.result.training_loss, "metrics": done.shown(*_SHOWN),
+            "steps": done.steps, "precision": precision,
+            "loss": done.loss, "metrics": done.shown(*_SHOWN),
             "seconds": {"start": round(done.began - started, 2), "train": round(trained - done.began, 2),
                         "save": round(time.monotonic() - trained, 2)},
         }  # fmt: skip

@@ -8,6 +8,7 @@ length. The best completions of a run come as they were sampled.
 from __future__ import annotations
 
 import hashlib
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import ClassVar
 
 from gavel import scores
 from gavel.demonstrations import Demonstration, Kind
-from gavel.errors import RowError
+from gavel.errors import InputError, RowError
 from gavel.records import Message, digest
 from gavel.rows import BadRows
 from gavel.rundir import RunDir
@@ -105,14 +106,20 @@ def rows_version(rows: Iterable[SftRow]) -> str:
     return state.hexdigest()
 
 
-def read_rows(source: Iterable[Demonstration], kind: Kind, encoder: Encoder, bad: BadRows) -> list[SftRow]:
-    """The rows of a source. What is too long or has nothing to train on is counted in `encoder`."""
+def read_rows(
+    source: Iterable[Demonstration], kind: Kind, encoder: Encoder, bad: BadRows, packed: bool = True
+) -> list[SftRow]:
+    """The rows of a source. What is too long or has nothing to train on is counted in `encoder`.
+
+    Args:
+        packed: whether a row of raw text may hold several documents.
+    """
     if kind is Kind.TEXT:
         limits = (PACKED_LENGTH if encoder.max_length is None else encoder.max_length, encoder.context)
         size = min(limit for limit in limits if limit is not None)
-        packed = list(pack(_documents(source, encoder), size))
-        rows = [row for row in packed if row.fault is None]  # a last row of one token has nothing to predict
-        encoder.left_out["rows of one token"] += len(packed) - len(rows)
+        made = list(pack(_documents(source, encoder), size, packed))
+        rows = [row for row in made if row.fault is None]  # a last row of one token has nothing to predict
+        encoder.left_out["rows of one token"] += len(made) - len(rows)
         return rows
     rows = []
     for shown in source:
@@ -160,12 +167,14 @@ def conversation_rows(messages: Sequence[Message], tokenizer: HfTokenizer, where
     return rows
 
 
-def pack(documents: Iterable[tuple[Sequence[int], str]], size: int) -> Iterator[SftRow]:
+def pack(
+    documents: Iterable[tuple[Sequence[int], str]], size: int, together: bool = True
+) -> Iterator[SftRow]:
     """Documents one after another in rows of `size` tokens, every token once; what does not fit goes on in
     the next row, and the last row is as short as it comes out.
 
     Args:
-        documents: ids and where they come from.
+        documents: ids and where they come from. together: False begins a row with each.
     """
     ids, starts, places = array("i"), list[int](), list[str]()
 
@@ -183,7 +192,7 @@ def pack(documents: Iterable[tuple[Sequence[int], str]], size: int) -> Iterator[
             piece = document[done : done + size - len(ids)]
             ids.extend(piece)
             done += len(piece)
-            if len(ids) == size:
+            if len(ids) == size or (done == len(document) and not together):
                 yield row()
                 ids, starts, places = array("i"), [], []
     if ids:
@@ -211,9 +220,12 @@ def read_best(
             completion has less are left out.
 
     Raises:
-        InputError: no such pass, or the tokenizer renders a prompt otherwise than the sampler did.
+        InputError: no such pass, a `min_score` that is no number, or the tokenizer renders a prompt otherwise
+            than the sampler did.
         RunDirError: a run directory of a newer version, or one without judgments.
     """
+    if min_score is not None and not math.isfinite(min_score):
+        raise InputError("must be a finite number", where="--min-score")
     run.manifest()  # refuses a newer version
     judging = scores.choose_pass(run, judgments)
     dropped: Counter[str] = Counter()

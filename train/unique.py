@@ -19,6 +19,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from train import forest
+from train.apart import base_of as base_of
+from train.apart import moved_in_forest, moved_in_packed_row
 from train.data import PairRow
 from train.running import out_of_memory
 
@@ -26,6 +28,8 @@ _FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")
 
 #: Mean |Δ log-probability| per token at which two ways to the same number still agree, by precision.
 TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}
+_MOST = 50.0  # times that, for a single token
+_MOVED = 0.05  # times that, for what must not be seen at all, which moves hidden states by rounding alone
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ def try_prompts(model: Any, rows: Sequence[PairRow], device: torch.device, toler
 
     Args:
         model: a causal language model, or one with an adapter. rows: pairs to try them on.
-        tolerance: mean |Δ log-probability| per token at which they agree.
+        tolerance: mean |Δ log-probability| per token at which they agree, see `try_forest`.
 
     Returns: what stands in the way; nothing is changed then.
     """
@@ -157,11 +161,27 @@ def try_prompts(model: Any, rows: Sequence[PairRow], device: torch.device, toler
     return try_forest([model], lambda: scores(by_rows), lambda: scores(by_prompts), tolerance)
 
 
+def packing_leaks(model: Any, tolerance: float) -> str | None:
+    """How documents of one row see one another in a model that they should not, None where they do not.
+
+    Args:
+        tolerance: one of TOLERANCE.
+    """
+    was = model.training
+    model.eval()
+    with torch.no_grad():
+        moved = moved_in_packed_row(model)
+    model.train(was)
+    return _leaking(moved, tolerance)
+
+
 def try_forest(
     models: Sequence[Any], plain: Callable[[], torch.Tensor], shared: Callable[[], torch.Tensor],
     tolerance: float,
 ) -> str | None:  # fmt: skip
-    """Installs a forest in models, if what they say in one is what they say without.
+    """Installs a forest in models, if what they say in one is what they say without, and if in one no
+    sequence sees another (`train.apart`): a leak shows in a sequence's first tokens, which a mean over long
+    ones hides.
 
     Args:
         plain, shared: log-probabilities (or other numbers) of the same tokens in the same order, asked for
@@ -178,8 +198,9 @@ def try_forest(
             expected = plain().double()
             for model in models:
                 undo.append(forest.install(base_of(model)))
-            apart = float((shared().double() - expected).abs().mean())
-        problem = None if apart < tolerance else f"log-probabilities differ by {apart:.2g} per token"
+            problem = _unlike(shared().double(), expected, tolerance)
+            for model in models:
+                problem = problem or _leaking(moved_in_forest(model), tolerance)
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
         if out_of_memory(error):
             raise
@@ -193,6 +214,18 @@ def try_forest(
     return problem
 
 
-def base_of(model: Any) -> Any:
-    """The model itself, below an adapter."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+def _leaking(moved: float, tolerance: float) -> str | None:
+    """What `train.apart` found, None for rounding."""
+    if moved < _MOVED * tolerance:
+        return None
+    return f"sequences see one another (hidden states move by {moved:.2g})"
+
+
+def _unlike(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> str | None:
+    """How log-probabilities differ, None where they agree."""
+    apart = (found - expected).abs()
+    if not float(apart.mean()) < tolerance:
+        return f"log-probabilities differ by {float(apart.mean()):.2g} per token"
+    if not float(apart.max()) < _MOST * tolerance:
+        return f"the log-probability of a token differs by {float(apart.max()):.2g}"
+    return None
