@@ -246,7 +246,10 @@ def test_what_is_left_out_is_counted(tokenizers: dict[str, HfTokenizer]) -> None
     encoder, bad = Encoder(tokenizer, context=256, max_length=64), BadRows(1, say=said.append)
     rows = read_rows(shown, Kind.CHAT, encoder, bad)
     assert [row.where for row in rows] == ["f:1"]
-    assert encoder.left_out == {"empty completion": 1, "longer than --max-length": 1}
+    assert encoder.left_out == {"empty completion": 1, "longer than --max-length": 2}
+    assert bad.count == 0
+    encoder = Encoder(tokenizer, context=256)
+    assert [row.where for row in read_rows(shown, Kind.CHAT, encoder, bad)] == ["f:1", "f:3"]
     assert bad.count == 1 and "f:4" in said[0] and "the model's context is 256" in said[0]
 
 

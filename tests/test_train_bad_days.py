@@ -132,6 +132,24 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(
     assert all(weight.isfinite().all() for weight in kept.values())
 
 
+def test_more_rows_than_a_message_has_room_for_are_in_a_file(
+    kind: Kind, model: str, tmp_path: Path, fails_at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = kind.rows(24)
+    fails_at(1, lambda trainer, loss: loss + (loss - loss).abs().sqrt())
+    config = kind.config(model, batch_size=12)
+    with pytest.raises(CheckFailed) as caught:
+        kind.train(config, rows, tmp_path / "out")
+    said, listed = str(caught.value), tmp_path / "out" / "checkpoints" / "suspects.txt"
+    named = listed.read_text().splitlines()
+    assert len(named) == 12 and set(named) < {row.name for row in rows}
+    assert [name for name in named if name in said] == named[:8] and "and 4 more" in said
+    assert f"All 12 are in {listed}." in said and "The state of step 1 is in" in said
+    monkeypatch.undo()
+    kind.train(config, rows, tmp_path / "out")
+    assert not listed.exists()
+
+
 def out_of_memory(above: int) -> Callable[[Any, Any], Any]:
     """As a GPU says it, for micro-batches above a size."""
 
@@ -186,6 +204,59 @@ def test_one_pair_at_a_time_is_the_end_of_halving(
     said = str(caught.value)
     assert "--micro-batch 1: out of memory" in said and "--max-length" in said
     assert "--micro-batch 0" not in said and "--gradient-checkpointing" not in said
+
+
+def test_nothing_is_advised_that_was_given(kind: Kind, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from train import group
+    from train.running import less_memory
+
+    config = kind.config(model, micro_batch=4)
+    assert "--halve-micro-batch" in less_memory(config, 2) and "--max-length to" in less_memory(config, 2)
+    given = replace(config, halve_micro_batch=True, max_length=50, lora_r=4, gradient_checkpointing=True)
+    assert less_memory(given, 2) == (
+        "Try --micro-batch 2 (the batch stays 8), or --max-length below 50 to leave out the longest rows."
+    )
+    monkeypatch.setattr(group, "size", lambda: 2)
+    assert "--halve-micro-batch" not in less_memory(config, 2), "which works with one process"
+
+
+def test_several_processes_are_told_their_own_micro_batch(
+    kind: Kind, model: str, tmp_path: Path, fails_at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of 8 on four processes: each has two rows, so that a micro-batch of 4 helps nobody."""
+    from train import running
+
+    def no_memory(config: Any, callbacks: Any) -> Any:
+        raise MemoryError
+
+    with running.begin("a test", kind.config(model), kind.rows(8), "data", tmp_path / "out") as begun:
+        monkeypatch.setattr(running.group, "size", lambda: 4)
+        monkeypatch.setattr(running.group, "rank", lambda: 0)
+        monkeypatch.setattr(running.group, "of_main", lambda value: value)
+        with pytest.raises(InputError) as caught:
+            running.run(begun.config, begun.output, no_memory)
+        said = str(caught.value)
+        assert said.startswith("--micro-batch 2: out of memory") and "Try --micro-batch 1 " in said
+    halving = kind.config(model, halve_micro_batch=True)
+    with (
+        pytest.raises(InputError, match="--halve-micro-batch: works with one process"),
+        running.begin("a test", halving, kind.rows(8), "data", tmp_path / "other"),
+    ):
+        pass
+
+
+def test_a_micro_batch_that_shapes_what_is_learned_is_in_the_plan(
+    model: str, tmp_path: Path, fails_at: Any
+) -> None:
+    from train.dpo import train_dpo
+
+    config = DpoConfig(model=model, loss={"aot": 1.0}, batch_size=8, micro_batch=4, precision="fp32")
+    fails_at(2, out_of_memory(above=1))
+    with pytest.raises(InputError) as caught:
+        train_dpo(config, planted(32), tmp_path / "out")
+    assert "Try --gradient-checkpointing" in str(caught.value), "half a micro-batch is another objective"
+    with pytest.raises(InputError, match="micro_batch: was 4, now 2"):
+        train_dpo(replace(config, micro_batch=2), planted(32), tmp_path / "out")
 
 
 def test_another_error_is_no_lack_of_memory(kind: Kind, model: str, tmp_path: Path, fails_at: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -239,6 +240,12 @@ def test_data_version_follows_ids_and_order(run: RunDir) -> None:
     [
         ({"loss": {"sigmoyd": 1.0}}, "--loss: unknown loss sigmoyd"),
         ({"loss": {"sft": 0.0}}, "--loss: needs one loss"),
+        ({"loss": {"sigmoid": -1.0}}, "--loss: the weight of sigmoid is -1, and must be a finite number"),
+        ({"loss": {"sigmoid": 1.0, "sft": math.nan}}, "--loss: the weight of sft is nan"),
+        ({"loss": {"sigmoid": math.inf}}, "--loss: the weight of sigmoid is inf"),
+        ({"divergence_alpha": math.nan}, "--divergence-alpha: must be a finite number"),
+        ({"learning_rate": math.nan}, "--learning-rate: must be a finite number"),
+        ({"loss": {"sft": 0.5, "aot": 0.5}, "halve_micro_batch": True}, "--halve-micro-batch: aot and"),
         ({"batch_size": 8, "micro_batch": 3}, "--micro-batch: must divide --batch-size 8"),
         ({"beta": 0.0}, "--beta: must be above 0"),
         ({"merge": True}, "--merge: needs --lora-r"),
@@ -255,6 +262,28 @@ def test_settings_that_cannot_be_used_name_their_option(changes: dict[str, Any],
 @pytest.mark.parametrize(("batch", "micro"), [(16, 8), (12, 6), (7, 7), (11, 1), (1, 1)])
 def test_micro_batch_is_the_largest_divisor_up_to_eight(batch: int, micro: int) -> None:
     assert DpoConfig(model="m", batch_size=batch).micro_batch_size == micro
+
+
+def test_longer_than_is_wanted_is_left_out_also_beyond_the_context() -> None:
+    bad = strict()
+    shorter = encoder(context=10, max_length=8)
+    assert [shorter.takes(length, "f:1", bad) for length in (8, 9, 11)] == [True, False, False]
+    assert bad.count == 0 and shorter.left_out == {"longer than --max-length": 2}
+    longer = encoder(context=10, max_length=20)
+    with pytest.raises(InputError, match="11 tokens, the model's context is 10") as caught:
+        longer.takes(11, "f:1", bad)
+        bad.check()
+    assert "--max-length 10" in str(caught.value)
+    assert not longer.takes(21, "f:1", bad) and longer.left_out == {"longer than --max-length": 1}
+
+
+def test_halves_that_change_nothing_else() -> None:
+    def halved(processes: int, **settings: Any) -> int | None:
+        return DpoConfig(model="m", **settings).halved_micro_batch_on(processes)
+
+    assert halved(1, batch_size=12) == 3 and halved(2, batch_size=12) == 3 and halved(4, batch_size=12) == 1
+    assert halved(1, micro_batch=1) is None
+    assert halved(1, loss={"aot": 1.0}) is None and halved(1, loss={"aot": 0.0, "sigmoid": 1.0}) == 4
 
 
 def test_an_output_keeps_whole_checkpoints_only(tmp_path: Path) -> None:

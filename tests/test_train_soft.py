@@ -159,7 +159,7 @@ def test_a_pair_without_a_probability_is_an_error_with_a_way_out() -> None:
     [
         ({"label_smoothing": 0.5}, "--label-smoothing: must be in [0, 0.5), not 0.5"),
         ({"label_smoothing": -0.1}, "--label-smoothing: must be in"),
-        ({"label_smoothing": math.nan}, "--label-smoothing: must be in"),
+        ({"label_smoothing": math.nan}, "--label-smoothing: must be a finite number"),
         ({"label_smoothing": 0.1, "loss": {"hinge": 1.0}}, "--label-smoothing: the loss hinge does not read"),
         ({"label_smoothing": 0.1, "loss": {"sigmoid": 1, "ipo": 1}}, "--label-smoothing: the loss ipo does"),
         ({"label_smoothing": 0.1, "loss": {"sft": 1.0}}, "--label-smoothing: needs a --loss"),

@@ -79,7 +79,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Raises InputError for a value that cannot be used, naming the option."""
         for name, value in vars(self).items():
-            _need(name, not isinstance(value, float) or not math.isinf(value), "must be a finite number")
+            _need(name, not isinstance(value, float) or math.isfinite(value), "must be a finite number")
         for name in ("learning_rate", "epochs"):
             _need(name, getattr(self, name) > 0, "must be above 0")
         _need("max_length", self.max_length is None or self.max_length >= 2, "must be at least 2")
@@ -111,15 +111,22 @@ class TrainConfig:
               f"must divide the {share} rows that each of {processes} processes has of a batch")  # fmt: skip
         return self.micro_batch
 
+    def halved_micro_batch_on(self, processes: int) -> int | None:
+        """The next micro-batch that is at most half as large, None where there is none, or where it would
+        change what is learned."""
+        micro, share = self.micro_batch_on(processes), self.batch_size // processes
+        return None if micro == 1 or self.within_micro_batch else _divisor(share, micro // 2)
+
     @property
-    def halved_micro_batch(self) -> int | None:
-        """The next micro-batch that is at most half as large, None for one of a single row."""
-        return _divisor(self.batch_size, self.micro_batch_size // 2) if self.micro_batch_size > 1 else None
+    def within_micro_batch(self) -> bool:
+        """Whether what is optimised depends on the micro-batch."""
+        return False
 
     @property
     def shorter(self) -> str:
         """The option that shortens what goes through the model."""
-        return "--max-length to leave out the longest rows"
+        below = "" if self.max_length is None else f" below {self.max_length}"
+        return f"--max-length{below} to leave out the longest rows"
 
     @property
     def reference_from(self) -> str:
@@ -219,6 +226,9 @@ class DpoConfig(PairConfig):
         """Raises InputError for a value that cannot be used, naming the option."""
         unknown = [name for name in self.loss if name not in LOSSES]
         _need("loss", not unknown, f"unknown loss {', '.join(unknown)}; known: {', '.join(LOSSES)}")
+        for name, weight in self.loss.items():
+            _need("loss", math.isfinite(weight) and weight >= 0,
+                  f"the weight of {name} is {weight:g}, and must be a finite number of at least 0")  # fmt: skip
         _need("loss", any(self.loss.values()), "needs one loss with a weight that is not 0")
         super().__post_init__()
         _need("beta", self.beta > 0, "must be above 0")
@@ -255,6 +265,8 @@ class DpoConfig(PairConfig):
         _need("ld_alpha", self.ld_alpha is None or 0 <= self.ld_alpha <= 1, "must be in [0, 1]")
         _need("ld_alpha", self.ld_alpha is None or self.reference != "samples",
               "needs log-probabilities per token, samples have their sums: --reference pass")  # fmt: skip
+        _need("halve_micro_batch", not (self.halve_micro_batch and self.within_micro_batch),
+              "aot and aot_unpaired compare pairs within a micro-batch: half of it is another objective")  # fmt: skip
         _need("wpo", not self.wpo or not any(name in self.loss for name in WITHIN_MICRO_BATCH),
               "aot and aot_unpaired sort pairs, their weights would be others'")  # fmt: skip
         for name, value, plain in (("divergence", self.divergence, "reverse_kl"),
@@ -274,6 +286,10 @@ class DpoConfig(PairConfig):
     @property
     def reference_from(self) -> str:
         return self.reference_model or self.model
+
+    @property
+    def within_micro_batch(self) -> bool:
+        return any(self.loss.get(name) for name in WITHIN_MICRO_BATCH)
 
     @property
     def softened(self) -> bool:

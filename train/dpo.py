@@ -34,7 +34,7 @@ from trl.trainer.utils import add_fused_lm_head
 from gavel.command import say
 from gavel.errors import InputError
 from train import draw, exact, group, models, running, soft
-from train.config import CONSERVATIVE, WITHIN_MICRO_BATCH, DpoConfig
+from train.config import CONSERVATIVE, DpoConfig
 from train.data import PairRow, data_version
 from train.draw import SharedPairs
 from train.output import Output
@@ -76,7 +76,7 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
             model=loaded.model, train_dataset=exact.places_of(len(rows)), data_collator=list, **settings
         )
         self.carry()
-        self.by_length = not any(config.loss.get(name) for name in WITHIN_MICRO_BATCH)
+        self.by_length = not config.within_micro_batch
         self.together = config.draw == "prompts"
         self._weights = dict(config.loss)
         self._aux_coef: float = self.router_aux_loss_coef
@@ -131,7 +131,7 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
         by_length = sorted(self.rows, key=lambda row: -row.length)
         first = by_length[0]
         others = (row for row in by_length if key_of(row.prompt_ids) != key_of(first.prompt_ids))
-        return [first, *([] if self._config.micro_batch_size == 1 else itertools.islice(others, 1))]
+        return [first, *([] if self.args.per_device_train_batch_size == 1 else itertools.islice(others, 1))]
 
     def _pass(self, rows: Sequence[PairRow]) -> tuple[torch.Tensor, torch.Tensor]:
         """Reference log-probabilities of rows."""

@@ -51,10 +51,11 @@ class NotANumber(CheckFailed):
     """A loss or gradient that is not finite; the weights are still those of the step before.
 
     Args:
-        where: the step, and what its rows are called. names: of the rows; the first few are named.
+        where: the step, and what its rows are called. names: of the rows; the message has the first few.
     """
 
     def __init__(self, what: str, where: str, names: Sequence[str]) -> None:
+        self.names = list(names)
         more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
         super().__init__(f"{what} at {where} {', '.join(names[:_NAMED])}{more}",
                          hint="Lower --learning-rate, or train with --precision fp32.")  # fmt: skip

@@ -4,6 +4,7 @@ OUT/  config.json, *.safetensors, tokenizer …   the model; config.json is move
       metrics.jsonl   one line per log step
       gavel.json      what was asked for (plan) and, written last, what came of it (summary)
       checkpoints/    while training; each is trusted only with its `whole` marker
+                      suspects.txt: the rows of a step whose loss or gradient was no number
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,15 @@ class Output:
                 save()
         newest = self.newest_checkpoint()
         return f"The state of {noun} {step_of(newest)} is in {newest}." if newest else ""
+
+    def name_suspects(self, names: Sequence[str]) -> Path:
+        """Writes down the rows of a step that is no number, one a line, beside the checkpoint that is kept:
+        a message has no room for all. The file goes when the checkpoints do."""
+        path = self.checkpoints / "suspects.txt"
+        if group.is_main():
+            self.checkpoints.mkdir(exist_ok=True)
+            write_atomic(path, "".join(f"{name}\n" for name in names).encode())
+        return path
 
     def rewind_metrics(self, step: int) -> None:
         if not group.is_main() or not self.metrics_path.exists():

@@ -53,12 +53,13 @@ class Encoder:
     completions: Counter[str] = field(default_factory=Counter)
 
     def takes(self, length: int, place: str, bad: BadRows) -> bool:
-        """Whether a row is short enough: longer than the context is an error of that row, longer than is
-        wanted is counted."""
-        if self.context is not None and length > self.context:
-            bad.add(RowError(f"{length} tokens, the model's context is {self.context}", where=place))
-            return False
+        """Whether a row is short enough: longer than is wanted is counted, else longer than the context is an
+        error of that row."""
         if self.max_length is not None and length > self.max_length:
             self.left_out["longer than --max-length"] += 1
+            return False
+        if self.context is not None and length > self.context:
+            bad.add(RowError(f"{length} tokens, the model's context is {self.context}", where=place,
+                             hint=f"--max-length {self.context} leaves such rows out."))  # fmt: skip
             return False
         return True

@@ -109,12 +109,18 @@ def begin(
     Args:
         data: a hash of what is trained on.
 
-    Raises InputError where it holds the work of other settings or data.
+    Raises InputError where it holds the work of other settings or data, or --halve-micro-batch is asked of
+    several processes.
     """
     group.join()
+    if config.halve_micro_batch and group.size() > 1:
+        raise InputError("works with one process: several cannot agree on it once one has no memory",
+                         where="--halve-micro-batch", hint="Lower --micro-batch instead.")  # fmt: skip
     precision = resolve(config.precision)
-    plan = {"stage": stage, "config": config.shaping() | {"precision": precision}, **weights_of(config),
-            "data": data, rows[0].noun: len(rows)}  # fmt: skip
+    shaping = config.shaping() | {"precision": precision}
+    if config.within_micro_batch:
+        shaping["micro_batch"] = config.micro_batch_on(group.size())
+    plan = {"stage": stage, "config": shaping, **weights_of(config), "data": data, rows[0].noun: len(rows)}
     with Output.open(out) as output:
         finished = output.begin(plan)
         if finished is not None:
@@ -153,19 +159,20 @@ def run(config: C, output: Output, make: Callable[[C, list[Any]], Any]) -> Done:
                 result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             return Done(trainer, result, metrics.last, began)
         except NotANumber as error:
-            error.hint = f"{error.hint or ''} {_kept(trainer, output)}".strip()
+            kept = _kept(trainer, output)
+            listed = f"All {len(error.names):,} are in {output.name_suspects(error.names)}."
+            error.hint = " ".join(filter(None, (error.hint, listed, kept)))
             raise
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            smaller = config.halved_micro_batch
+            micro, smaller = (f(group.size()) for f in (config.micro_batch_on, config.halved_micro_batch_on))
             alone = group.size() == 1  # else the others know nothing of it, and cannot save with this one
             kept = _kept(trainer, output) if alone else ""
-            if smaller is None or not config.halve_micro_batch or not alone:
-                raise InputError("out of memory while training",
-                                 where=f"--micro-batch {config.micro_batch_size}",
-                                 hint=f"{less_memory(config, smaller)} {kept}") from None  # fmt: skip
-        say(f"out of memory with a micro-batch of {config.micro_batch_size}: going on with {smaller}")
+            if smaller is None or not config.halve_micro_batch:
+                raise InputError("out of memory while training", where=f"--micro-batch {micro}",
+                                 hint=f"{less_memory(config, smaller)} {kept}".strip()) from None  # fmt: skip
+        say(f"out of memory with a micro-batch of {micro}: going on with {smaller}")
         config = replace(config, micro_batch=smaller)
         del trainer
         free_memory()
@@ -199,12 +206,11 @@ def free_memory() -> None:
 
 
 def less_memory(config: TrainConfig, smaller: int | None) -> str:
-    """What a person can do about it. smaller: a micro-batch that can be tried."""
+    """What a person can do about it that was not done. smaller: a micro-batch that can be tried."""
     ways = []
     if smaller is not None:
-        ways.append(
-            f"--micro-batch {smaller} (the batch stays {config.batch_size}; --halve-micro-batch does it)"
-        )
+        by_itself = "" if config.halve_micro_batch or group.size() > 1 else "; --halve-micro-batch does it"
+        ways.append(f"--micro-batch {smaller} (the batch stays {config.batch_size}{by_itself})")
     if not config.gradient_checkpointing:
         ways.append("--gradient-checkpointing")
     ways += [config.shorter, *([] if config.lora_r else ["--lora-r 16"])]

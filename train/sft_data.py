@@ -8,6 +8,7 @@ length. The best completions of a run come as they were sampled.
 from __future__ import annotations
 
 import hashlib
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import ClassVar
 
 from gavel import scores
 from gavel.demonstrations import Demonstration, Kind
-from gavel.errors import RowError
+from gavel.errors import InputError, RowError
 from gavel.records import Message, digest
 from gavel.rows import BadRows
 from gavel.rundir import RunDir
@@ -211,9 +212,12 @@ def read_best(
             completion has less are left out.
 
     Raises:
-        InputError: no such pass, or the tokenizer renders a prompt otherwise than the sampler did.
+        InputError: no such pass, a `min_score` that is no number, or the tokenizer renders a prompt otherwise
+            than the sampler did.
         RunDirError: a run directory of a newer version, or one without judgments.
     """
+    if min_score is not None and not math.isfinite(min_score):
+        raise InputError("must be a finite number", where="--min-score")
     run.manifest()  # refuses a newer version
     judging = scores.choose_pass(run, judgments)
     dropped: Counter[str] = Counter()
