@@ -130,10 +130,10 @@ def attend(
     stem_mask, leaf_mask = forest.masks(sliding_window)
     if forest.regular:
         rows = len(forest.leaves)
+        q, k, v = (_rows(states, rows, heads) for states in (query, key, value))
         batch = scaled_dot_product_attention(
-            *(_rows(states, rows, heads) for states in (query, key, value)), attn_mask=leaf_mask,
-            is_causal=leaf_mask is None, scale=scaling,
-        )  # fmt: skip
+            q, k, v, attn_mask=leaf_mask, is_causal=leaf_mask is None, scale=scaling
+        )
         return batch.transpose(1, 2).reshape(1, query.shape[2], heads, -1), None
     q, k, v = (_flat(states) for states in (query, key, value))
 
