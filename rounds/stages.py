@@ -195,7 +195,7 @@ def train_by_ppo(
     sampling: GenerateConfig,
     out: Path,
 ) -> Made:
-    """PPO against a reward model, on the round's prompts. config: its critic is that model, where it can be."""
+    """PPO against a reward model, on the round's prompts. config: its critic is that model, where it fits."""
     from rounds.cli_ppo import fitting, implied_critic
     from rounds.live import LiveSampler, LiveScorer
     from train.ppo import train_ppo

@@ -77,7 +77,9 @@ def train_ppo(
         tokenizer = HfTokenizer.load(config.model, trust_remote_code=config.trust_remote_code)
         loaded = actor_critic.load(config, tokenizer, running.loaded_dtype(config, precision))
         learner = Learner(config, loaded, precision, iterations * config.steps_per_iteration, output.path)
-        policy = LivePolicy(learner, live, output.path / ".weights", precision)
+        policy = LivePolicy(
+            learner, live, output.path / ".weights", precision, config.reference_from == config.model
+        )
         with learner.memory():
             start = _restore(learner, output)
         if start:

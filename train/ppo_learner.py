@@ -47,8 +47,8 @@ class Learner:
 
     Attributes:
         kl: the KL coefficient. micro_batch: rows per forward pass. stepped: optimiser steps since the end of
-            an iteration, after which the weights are those of none. shared: whether forward passes are one row
-            with each prompt once; None until completions show whether the models can.
+            an iteration, after which the weights are those of none. shared: whether forward passes are one
+            row with each prompt once; None until completions show whether the models can.
     """
 
     def __init__(self, config: PpoConfig, models: Models, precision: str, steps: int, folder: Path) -> None:

@@ -1,7 +1,8 @@
 """The engine's copy of the policy: new weights handed over by way of a directory, and proof that they came.
 
-Rounding hides a small step, so one look proves little. What each push shows of the tokens of a few
-completions is added up until it can be told which weights the engine has.
+Rounding hides a small step, so one look proves little. What a few completions show at each push is added up
+until it can be told which weights the engine has. What was sampled shows as much for nothing: an engine that
+never took any weights samples from the reference, where that is what training started from.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ class Receiver(Protocol):
 
 
 class Evidence:
-    """Whether an engine has the weights of after an update or still those of before it.
+    """Whether an engine has new weights or still those of before.
 
-    Of a token the trainer says l before and l' after the update, the engine f. It votes for the new weights
-    (+1) where f is nearer to l', for the old ones (−1) where it is nearer to l, with the weight |l' − l|: a
-    sign test, weighted by how far the policy moved,
+    Of a token the trainer says l by the old and l' by the new weights, the engine f. It votes for the new
+    weights (+1) where f is nearer to l', for the old ones (−1) where it is nearer to l, with the weight
+    |l' − l|: a sign test, weighted by how far the policy moved,
 
         z = Σ |l' − l| · vote / √Σ (l' − l)².
 
@@ -57,7 +58,10 @@ class Evidence:
         self._votes = self._squares = 0.0
 
     def add(self, before: Tensor, now: Tensor, found: Tensor) -> float | None:
-        """What a push shows; before, now: the trainer's log-probabilities, found: the engine's, (tokens,).
+        """What some tokens show.
+
+        Args:
+            before, now: their log-probabilities by the trainer, (tokens,). found: by the engine.
 
         Returns: the weight of the votes for the new weights among all, in [0, 1]; None without a move.
         """
@@ -79,16 +83,20 @@ class LivePolicy:
 
     Args:
         live: the engine, on all processes. folder: of a directory for each version of the weights.
+        from_reference: whether the engine begins with the reference's weights.
     """
 
-    def __init__(self, learner: Learner, live: Receiver, folder: Path, precision: str) -> None:
+    def __init__(
+        self, learner: Learner, live: Receiver, folder: Path, precision: str, from_reference: bool
+    ) -> None:
         self.folder = folder
         self._learner, self._live = learner, live
         self._dtype = running.saved_dtype(precision)
         self._tolerance = _TOLERANCE[precision]
         self._rollouts: Sequence[Rollout] = ()
         self._before = torch.empty(0)
-        self._evidence, self._proved = Evidence(), False
+        self._pushes, self._proved = Evidence(), False
+        self._samples = Evidence() if from_reference else None
 
     def remember(self, rollouts: Sequence[Rollout]) -> None:
         """What the weights before an update say of a few completions, to tell them from the weights after."""
@@ -119,22 +127,17 @@ class LivePolicy:
         found = _flat(self._live.logps(self._rollouts))
         with self._learner.memory():
             now = _flat(self._learner.raw_logps(self._rollouts))
-        votes = self._evidence.add(self._before, now, found)
-        if self._evidence.z < -_CERTAIN:
-            raise CheckFailed(
-                "the engine still has the weights of before the update: what it says is nearer to them than "
-                f"to the new ones, by {-self._evidence.z:.1f} standard deviations",
-                hint="Take another engine (--policy-engine).",
-            )
-        if self._evidence.z > _CERTAIN:
-            self._evidence, self._proved = Evidence(), True  # an engine may fail later
+        votes = self._pushes.add(self._before, now, found)
+        _refuse_stale(self._pushes, "the engine still has the weights of before the update")
+        if self._pushes.z > _CERTAIN:
+            self._pushes, self._proved = Evidence(), True  # an engine may fail later
         off = float((found - now).abs().mean())
         self._refuse(off)
         return {"sampler/probe": off} | ({} if votes is None else {"sampler/new_weights": votes})
 
     def conclude(self) -> None:
         """Says so where no push of a run, nor all of them together, showed which weights the engine has."""
-        if not self._proved and self._evidence.z < _LIKELY:
+        if not self._proved and self._pushes.z < _LIKELY:
             say(
                 "the policy moved too little to tell by log-probabilities whether the engine took its weights"
             )
@@ -142,6 +145,12 @@ class LivePolicy:
     def check(self, learned: Experience) -> None:
         """Raises CheckFailed where what the engine sampled from is not the policy."""
         rounding = learned.sampler_logps[learned.mask].abs() * 2**-11  # they are kept in half precision
+        if self._samples is not None:
+            tokens = (learned.said.ref_logps, learned.said.logps, learned.sampler_logps)
+            self._samples.add(*(values[learned.mask].double().cpu() for values in tokens))
+            _refuse_stale(self._samples, "the engine still has the weights that it started with")
+            if self._samples.z > _CERTAIN:
+                self._samples = Evidence()
         self._refuse(float((learned.mismatch - rounding).clamp(min=0).mean()))
 
     def _refuse(self, off: float) -> None:
@@ -150,6 +159,15 @@ class LivePolicy:
                 f"engine and trainer differ by {off:.2g} nats a token, {self._tolerance} would be rounding",
                 hint="Give the engine the trainer's precision (--dtype, --precision) and the same model.",
             )
+
+
+def _refuse_stale(evidence: Evidence, what: str) -> None:
+    if evidence.z < -_CERTAIN:
+        raise CheckFailed(
+            f"{what}: what it says is nearer to them than to the new ones, by {-evidence.z:.1f} standard "
+            "deviations",
+            hint="Take another engine (--policy-engine).",
+        )
 
 
 def _flat(rows: Sequence[Sequence[float]]) -> Tensor:
