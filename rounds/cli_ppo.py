@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from gavel.protocols import Engine
     from gavel.records import Prompt
 
+_NO_CRITIC = "none"  # as the value of --critic
+_OWN_BODY = "the critic starts from the policy's own body, not from the reward model"
+
 
 @command("Train MODEL against a judge's scores by proximal policy optimisation.", name="ppo")
 @click.option("--model", required=True, help="Policy: model directory or hub id.")
@@ -29,7 +32,12 @@ if TYPE_CHECKING:
 @click.option("--out", required=True, metavar="DIR", help="Where the model goes; the same command resumes.")
 @click.option("--judge", "judge_model", help="Who scores: a reward model, or any with another --method.")
 @setting(PpoConfig, "reference_model", "What the KL is measured from.  [default: the model it starts from]")
-@setting(PpoConfig, "critic", "Reward model that the critic starts from.  [default: the judge if it is one]")
+@setting(
+    PpoConfig,
+    "critic",
+    "Reward model that the critic starts from, or none: the policy's own body, at 0.  "
+    "[default: the judge if it is one and reads the policy's token ids]",
+)
 @setting(PpoConfig, "learning_rate", "Peak learning rate.", type=float)
 @setting(PpoConfig, "critic_learning_rate", "The critic's.  [default: the policy's]", type=float)
 @click.option("-n", "--n", "n", default=settings_of(PpoConfig)["n"], show_default=True, type=int,
@@ -106,8 +114,13 @@ def _config(options: dict[str, Any], judge_model: str | None) -> PpoConfig:
     given = {name: options.pop(name) for name in settings_of(PpoConfig).keys() - shared if name in options}
     given["template_args"] = options["chat_template_arg"]
     given["trust_remote_code"] = options["trust_remote_code"]
-    if given["critic"] is None and options["method"] == "reward":
-        given["critic"] = judge_model
+    if given["critic"] == _NO_CRITIC:
+        given["critic"] = None
+    elif given["critic"] is None and options["method"] == "reward" and judge_model is not None:
+        if options["engine"] == "server":
+            say(f"{_OWN_BODY}: a server has its weights")
+        else:
+            given["critic"] = implied_critic(given["model"], judge_model, given["trust_remote_code"])
     return PpoConfig(**given)
 
 
@@ -128,6 +141,22 @@ def _policy_engine(config: PpoConfig, options: dict[str, Any]) -> EngineConfig:
     own = {"base_url": None, "tokenizer": None, "adapter": None}
     kind = options.pop("policy_engine") or (options["engine"] if options["engine"] != "server" else None)
     return engine_config(config.model, options | own | {"engine": kind}, logprobs_mode="processed")
+
+
+def implied_critic(model: str, reward: str, trust_remote_code: bool = False) -> str | None:
+    """The reward model that judges, where the critic can start from it too; where it cannot, that is said.
+
+    Args:
+        model: the policy.
+    """
+    from gavel.tokenizer import HfTokenizer
+    from train.actor_critic import misfit
+
+    tokenizer = HfTokenizer.load(model, trust_remote_code=trust_remote_code)
+    why = misfit(reward, tokenizer, trust_remote_code)
+    if why is not None:
+        say(f"{_OWN_BODY}: {why}")
+    return reward if why is None else None
 
 
 def fitting(prompts: Sequence[Prompt], engine: Engine, config: PpoConfig) -> list[Prompt]:

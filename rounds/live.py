@@ -7,6 +7,7 @@ reads runs can look at it.
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from gavel.errors import CheckFailed, InputError
+from gavel.errors import CheckFailed, EngineError, InputError
 from gavel.protocols import Capability, Engine, Refused, ScoreRequest, require
 from gavel.records import Completion, Judgment, Prompt, seed_for
 from gavel.rows import BadRows
@@ -22,7 +23,8 @@ from gavel.rundir import RunDir, read_records
 from generate.stage import GenerateConfig, generate, take_in
 from judge.judging import Judging
 from judge.stage import NothingUsable
-from train.rollout import Rollout
+from train.rollout import OutOfMemory, Rollout
+from train.running import out_of_memory
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,10 @@ class LiveSampler:
         )
 
     def sample(self, iteration: int, prompts: Sequence[Prompt]) -> list[Rollout]:
-        """Raises CheckFailed where the engine refused a prompt."""
+        """Raises CheckFailed where the engine refused a prompt, OutOfMemory where it has none left."""
         config = replace(self.config, seed=self.config.seed + iteration)
         found: dict[str, list[Completion]] = defaultdict(list)
-        with RunDir.open(folder_of(self.root, iteration)) as run:
+        with _memory_of("the policy's engine"), RunDir.open(folder_of(self.root, iteration)) as run:
             take_in(run, lambda bad: iter(prompts), BadRows(0))
             generate(run, self.engine, config)
             for completion in read_records(run.completions_path, Completion):
@@ -78,7 +80,8 @@ class LiveSampler:
             yield Rollout.of(prompt, prompt_ids, completion)
 
     def load_weights(self, folder: Path) -> None:
-        self.engine.load_weights(str(folder))
+        with _memory_of("the policy's engine"):
+            self.engine.load_weights(str(folder))
 
     def logps(self, rollouts: Sequence[Rollout]) -> list[Sequence[float]]:
         requests = [
@@ -86,10 +89,11 @@ class LiveSampler:
             for i, r in enumerate(rollouts)
         ]
         found: dict[int, Sequence[float]] = {}
-        for reply in self.engine.score(requests):
-            if isinstance(reply, Refused):
-                raise CheckFailed(f"the engine cannot score what it sampled: {reply.reason}")
-            found[int(reply.key)] = reply.logprobs
+        with _memory_of("the policy's engine"):
+            for reply in self.engine.score(requests):
+                if isinstance(reply, Refused):
+                    raise CheckFailed(f"the engine cannot score what it sampled: {reply.reason}")
+                found[int(reply.key)] = reply.logprobs
         return [found[place] for place in range(len(rollouts))]
 
 
@@ -122,12 +126,13 @@ class LiveScorer:
         return f"ppo-{self.identity[:8]}"
 
     def score(self, iteration: int, rollouts: Sequence[Rollout]) -> list[float | None]:
-        """Raises CheckFailed for a judge whose judgments are of several completions at once."""
+        """Raises CheckFailed for a judge whose judgments are of several completions at once, OutOfMemory
+        where its engine has no memory left."""
         groups: dict[str, tuple[Prompt, list[Completion]]] = {}
         for r in rollouts:
             groups.setdefault(r.prompt.id, (r.prompt, []))[1].append(r.completion)
         said: dict[str, list[float | None]] = defaultdict(list)
-        with RunDir.open(folder_of(self.root, iteration)) as run:
+        with _memory_of("the judge's engine"), RunDir.open(folder_of(self.root, iteration)) as run:
             try:
                 self.judging.judge(run, self._pass, groups=lambda: iter(groups.values()))
             except NothingUsable:
@@ -140,6 +145,22 @@ class LiveScorer:
                     )
                 said[judgment.completion_ids[0]].append(judgment.score)
         return [_mean(said[r.completion.id]) for r in rollouts]
+
+
+@contextlib.contextmanager
+def _memory_of(whose: str) -> Iterator[None]:
+    """Says of a lack of memory whose it is, so that nobody looks for it in the trainer."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, EngineError) as error:
+        if not out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"{whose} is out of memory", where="--engine-arg",
+            hint="Policy's engine and judge have the options of engines in common. Lower --max-model-len or "
+                 "--max-tokens; with vLLM also the requests that run at once (--engine-arg max_num_seqs=32), "
+                 "or its part of a GPU that the trainer shares (--engine-arg gpu_memory_utilization=0.3).",
+        ) from error  # fmt: skip
 
 
 def _mean(scores: list[float | None]) -> float | None:

@@ -202,11 +202,14 @@ def train_by_ppo(
     sampling: GenerateConfig,
     out: Path,
 ) -> Made:
-    """PPO against a reward model, on the round's prompts."""
-    from rounds.cli_ppo import fitting
+    """PPO against a reward model, on the round's prompts. config: its critic is that model, where it fits."""
+    from rounds.cli_ppo import fitting, implied_critic
     from rounds.live import LiveSampler, LiveScorer
     from train.ppo import train_ppo
 
+    if config.critic is not None:
+        critic = implied_critic(config.model, config.critic, config.trust_remote_code)
+        config = replace(config, critic=critic)
     root = out / "rollouts"
     sampler = LiveSampler(policy, replace(sampling, n=config.n), root)
     summary = train_ppo(config, fitting(prompts, policy, config), sampler, LiveScorer(reward, root), out)

@@ -119,7 +119,12 @@ def load(config: PpoConfig, tokenizer: HfTokenizer, dtype: torch.dtype) -> Model
 
     Raises InputError where one cannot be loaded, or the critic's tokenizer is not the policy's.
     """
-    _check_critic(config, tokenizer)
+    if config.critic is not None and (why := misfit(config.critic, tokenizer, config.trust_remote_code)):
+        raise InputError(
+            why, where=f"--critic {config.critic}",
+            hint="Give a reward model that was trained from the policy's own model, or --critic none for the "
+                 "policy's own body.",
+        )  # fmt: skip
     trust = config.trust_remote_code
     policy = models.load(config.model, dtype, trust)
     models.check_targets(policy.model, config.lora_targets, "which the critic does not have")
@@ -155,13 +160,13 @@ def _trained(config: PpoConfig, model: Any, task: str) -> Any:
     return adapted
 
 
-def _check_critic(config: PpoConfig, tokenizer: HfTokenizer) -> None:
-    """Refuses a critic that reads other tokens than the policy writes."""
-    if config.critic is None:
-        return
-    critic = HfTokenizer.load(config.critic, trust_remote_code=config.trust_remote_code)
-    if not tokenizer.hf.get_vocab().items() <= critic.hf.get_vocab().items():
-        raise InputError(
-            "its tokenizer gives other token ids than the policy's", where=f"--critic {config.critic}",
-            hint="Give a reward model that was trained from the policy's own model, or none.",
-        )  # fmt: skip
+def misfit(critic: str, tokenizer: HfTokenizer, trust_remote_code: bool = False) -> str | None:
+    """Why a critic cannot start from a reward model: it reads other tokens than the policy writes.
+
+    Args:
+        tokenizer: the policy's.
+    """
+    read = HfTokenizer.load(critic, trust_remote_code=trust_remote_code).hf.get_vocab()
+    if tokenizer.hf.get_vocab().items() <= read.items():
+        return None
+    return "its tokenizer gives other token ids than the policy's"

@@ -187,7 +187,7 @@ def _settings(kind: type[PairConfig], options: dict[str, Any]) -> dict[str, Any]
     return settings
 
 
-def _pairs(config: TrainConfig, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _pairs(config: PairConfig, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The pairs as token ids, and the account of them that goes into the summary."""
     from gavel.rows import BadRows
     from train.models import encoder_of

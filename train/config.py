@@ -39,7 +39,6 @@ class TrainConfig:
     model: directory or hub id that training starts from.
     batch_size: rows per optimiser step. micro_batch: rows per forward pass, a divisor of it; None takes
         the largest divisor up to 8. What is optimised does not depend on it.
-    max_length: rows with more tokens (prompt and completion) are left out; None: the model's context.
     warmup: optimiser steps, or below 1 a fraction of all.
     precision: "fp32", "bf16" (autocast over float32 weights; saved as bfloat16), or "auto": bf16 on a
         GPU that has it, fp32 elsewhere.
@@ -57,7 +56,6 @@ class TrainConfig:
     epochs: float = 1.0
     batch_size: int = 16
     micro_batch: int | None = None
-    max_length: int | None = None
     warmup: float = 0.0
     scheduler: str = "linear"
     weight_decay: float = 0.0
@@ -82,7 +80,6 @@ class TrainConfig:
             _need(name, not isinstance(value, float) or math.isfinite(value), "must be a finite number")
         for name in ("learning_rate", "epochs"):
             _need(name, getattr(self, name) > 0, "must be above 0")
-        _need("max_length", self.max_length is None or self.max_length >= 2, "must be at least 2")
         _need("lora_alpha", self.lora_alpha is None or self.lora_alpha > 0, "must be above 0")
         for name in ("batch_size", "log_steps"):
             _need(name, getattr(self, name) >= 1, "must be at least 1")
@@ -125,8 +122,7 @@ class TrainConfig:
     @property
     def shorter(self) -> str:
         """The option that shortens what goes through the model."""
-        below = "" if self.max_length is None else f" below {self.max_length}"
-        return f"--max-length{below} to leave out the longest rows"
+        raise NotImplementedError
 
     @property
     def reference_from(self) -> str:
@@ -142,7 +138,27 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairConfig(TrainConfig):
+class RowConfig(TrainConfig):
+    """The settings of trainers whose rows are read, and not sampled.
+
+    max_length: rows with more tokens (prompt and completion) are left out; None: the model's context.
+    """
+
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value that cannot be used, naming the option."""
+        super().__post_init__()
+        _need("max_length", self.max_length is None or self.max_length >= 2, "must be at least 2")
+
+    @property
+    def shorter(self) -> str:
+        below = "" if self.max_length is None else f" below {self.max_length}"
+        return f"--max-length{below} to leave out the longest rows"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairConfig(RowConfig):
     """The settings of trainers whose rows are pairs.
 
     label_smoothing: the flip rate, how often a label is wrong, in [0, 0.5).
@@ -425,9 +441,14 @@ class PpoConfig(TrainConfig):
         """Optimiser steps."""
         return self.ppo_epochs * self.mini_batches
 
+    def shaping(self) -> dict[str, Any]:
+        return super().shaping() | {
+            "max_length": None
+        }  # as plans from before have it, which must still be met
+
 
 @dataclass(frozen=True, kw_only=True)
-class SftConfig(TrainConfig):
+class SftConfig(RowConfig):
     """Settings of `train.sft.train_sft`.
 
     chat_template: one of CHAT_TEMPLATES or a file; None: the model's own.

@@ -8,7 +8,8 @@ be registered by name and hands it what the model is called with (`AttentionInte
     prompt A | prompt B | answer 1 of A | answer 2 of A | answer 1 of B
 
 `attend` takes the row apart into two padded batches, stems (causal) and leaves (each sees its stem and
-itself), and puts their outputs back. Its padding costs attention alone.
+itself), and puts their outputs back. Its padding costs attention alone. Leaves of one length without stems
+are a batch as they stand, and are read as one.
 """
 
 from __future__ import annotations
@@ -49,6 +50,11 @@ class Forest:
     back: torch.Tensor
     before: int
     _masks: dict[int | None, Masks] = field(default_factory=dict, repr=False)
+
+    @property
+    def regular(self) -> bool:
+        """Whether the row is nothing but leaves of one length."""
+        return not self.before and self.leaves.numel() == self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> Forest:
         moved = {name: value.to(device) for name, value in vars(self).items() if torch.is_tensor(value)}
@@ -121,8 +127,15 @@ def attend(
     if asked or forest is None or dropout:
         raise NotImplementedError(f"attention with {', '.join(asked) or 'dropout, or without a forest'}")
     heads = query.shape[1]
-    q, k, v = (_flat(states) for states in (query, key, value))
     stem_mask, leaf_mask = forest.masks(sliding_window)
+    if forest.regular:
+        rows = len(forest.leaves)
+        q, k, v = (_rows(states, rows, heads) for states in (query, key, value))
+        batch = scaled_dot_product_attention(
+            q, k, v, attn_mask=leaf_mask, is_causal=leaf_mask is None, scale=scaling
+        )
+        return batch.transpose(1, 2).reshape(1, query.shape[2], heads, -1), None
+    q, k, v = (_flat(states) for states in (query, key, value))
 
     def part(asking: torch.Tensor, seen: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         found = scaled_dot_product_attention(
@@ -147,9 +160,20 @@ def _flat(states: torch.Tensor) -> torch.Tensor:
 def _pick(rows: torch.Tensor, places: torch.Tensor, groups: int, heads: int) -> torch.Tensor:
     """The tokens at `places`, (B, T), every group repeated for its heads: (B, heads, T, D)."""
     picked = rows.index_select(0, places.flatten()).view(*places.shape, groups, -1).transpose(1, 2)
+    return _for_heads(picked, heads)
+
+
+def _rows(states: torch.Tensor, rows: int, heads: int) -> torch.Tensor:
+    """(1, groups, N, D) as that many rows, every group repeated for its heads: (rows, heads, N / rows, D)."""
+    return _for_heads(states[0].unflatten(1, (rows, -1)).transpose(0, 1), heads)
+
+
+def _for_heads(states: torch.Tensor, heads: int) -> torch.Tensor:
+    """(B, groups, T, D), every group repeated for its heads."""
+    groups = states.shape[1]
     if groups == heads:
-        return picked
-    return picked[:, :, None].expand(-1, -1, heads // groups, -1, -1).flatten(1, 2)
+        return states
+    return states[:, :, None].expand(-1, -1, heads // groups, -1, -1).flatten(1, 2)
 
 
 AttentionInterface.register(NAME, attend)

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from gavel.errors import InputError
 from gavel.tokenizer import HfTokenizer
 from gavel.weights import weights_version
-from train.config import TrainConfig
+from train.config import RowConfig, TrainConfig
 from train.rows import Encoder
 
 #: Files beside the weights that make a directory whole. They are copied as they are, so that the
@@ -47,7 +47,7 @@ def context_of(path: str, trust_remote_code: bool = False) -> int | None:
     return int(limit) if limit else None
 
 
-def encoder_of(config: TrainConfig, tokenizer: HfTokenizer | None = None) -> Encoder:
+def encoder_of(config: RowConfig, tokenizer: HfTokenizer | None = None) -> Encoder:
     """How the model that training starts from reads rows.
 
     Args:

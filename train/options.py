@@ -12,7 +12,7 @@ import click
 from gavel.command import key_values, say
 from gavel.options import source_options
 from gavel.processes import in_group, run_on
-from train.config import PRECISIONS, SCHEDULES, TrainConfig
+from train.config import PRECISIONS, SCHEDULES, RowConfig, TrainConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,7 +51,7 @@ def data_and_out(help: str) -> Callable[[F], F]:
     )
 
 
-def common(kind: type[TrainConfig], rows: str) -> Callable[[F], F]:
+def common(kind: type[RowConfig], rows: str) -> Callable[[F], F]:
     """Adds the options that every trainer on rows of a file or run has. rows: what a batch is made of."""
     return together(
         optimisation(kind, rows),

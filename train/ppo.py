@@ -21,26 +21,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from gavel.command import say
-from gavel.errors import CheckFailed, InputError
+from gavel.errors import InputError
 from gavel.records import Prompt, digest
 from gavel.tokenizer import HfTokenizer
 from gavel.weights import weights_version
 from train import actor_critic, group, models, running
 from train.callbacks import stopping
 from train.config import PpoConfig
-from train.experience import Experience, experience
+from train.experience import experience
 from train.output import Output
 from train.ppo_learner import Learner, shuffled, trackers
 from train.ppo_log import Log
+from train.ppo_push import LivePolicy
 from train.rollout import Rollout, Sampler, Scorer
-
-_PROBED = 4  # completions
-#: How far engine and trainer may differ in a token's log-probability, on average: rounding, no more.
-_TOLERANCE = {"fp32": 0.005, "bf16": 0.1}
 
 
 def train_ppo(
@@ -59,8 +53,9 @@ def train_ppo(
     Returns: the summary that gavel.json keeps.
 
     Raises:
-        InputError: fewer prompts than an iteration takes, a model or critic that cannot be loaded, an `out`
-            that holds the work of other settings or data, or out of memory.
+        InputError: fewer prompts than an iteration takes, a model or critic that cannot be loaded, or an
+            `out` that holds the work of other settings or data.
+        OutOfMemory: of the trainer; a sampler or scorer raises its own.
         CheckFailed: a loss that is not a number, not one usable score, or an engine whose log-probabilities
             are not those of the weights it was given.
     """
@@ -69,6 +64,7 @@ def train_ppo(
     running.check_names(config)
     trackers(config)
     group.join()
+    running.check_halving(config)
     iterations = group.of_main(iterations_of(config, prompts) if group.is_main() else 0)
     live = _OfMain(sampler, scorer)
     precision = running.resolve(config.precision)
@@ -81,33 +77,42 @@ def train_ppo(
         tokenizer = HfTokenizer.load(config.model, trust_remote_code=config.trust_remote_code)
         loaded = actor_critic.load(config, tokenizer, running.loaded_dtype(config, precision))
         learner = Learner(config, loaded, precision, iterations * config.steps_per_iteration, output.path)
-        policy = _LivePolicy(learner, live, output.path / ".weights", precision)
-        start = _restore(learner, output)
+        policy = LivePolicy(
+            learner, live, output.path / ".weights", precision, config.reference_from == config.model
+        )
+        with learner.memory():
+            start = _restore(learner, output)
         if start:
             policy.push(start)
 
-        with Log(config, output, learner, iterations, start) as log, stopping(log), learner.memory():
+        def rescue(folder: Path) -> None:
+            _save(config, learner, tokenizer, precision, folder / "policy")
+            _save_critic(config, learner, tokenizer, precision, folder / "critic")
+
+        with Log(config, output, learner, iterations, start, rescue) as log, stopping(log):
             for iteration in range(start, iterations):
                 with log.timed("sample"):  # 1. completions from the engine, which has the newest weights
                     rollouts = live.sample(iteration, list(_drawn(config, prompts, iteration)))
                 with log.timed("score"):  # 2. the judge's word on each
                     scores = live.score(iteration, rollouts)
-                with log.timed("evaluate"):  # 3. log-probabilities of policy and reference, values
+                # 3. log-probabilities of policy and reference, values
+                with log.timed("evaluate"), learner.memory():
                     said = learner.evaluate(rollouts)
-                # 4. rewards by token, advantages, returns
-                learned = experience(config, rollouts, scores, said, learner.kl.coef)
+                    # 4. rewards by token, advantages, returns
+                    learned = experience(config, rollouts, scores, said, learner.kl.coef)
                 policy.check(learned)
-                with log.timed("update"):  # 5. clipped steps
-                    policy.remember(rollouts[:_PROBED])
+                with log.timed("update"), learner.memory():  # 5. clipped steps
+                    policy.remember(rollouts)
                     steps = learner.update(iteration, rollouts, learned)
                 learner.kl.update(learned.mean(learned.kl), len(rollouts))  # 6. the KL coefficient
                 with log.timed("push"):  # 7. the engine takes the new weights, and proves it
                     probed = policy.push(iteration + 1)
                 # 8. figures and, where it is time, a checkpoint
-                log.end(iteration, rollouts, learned, steps | {"sampler/probe": probed})
+                log.end(iteration, rollouts, learned, steps | probed)
                 if log.stop_requested:
                     raise KeyboardInterrupt
 
+        policy.conclude()
         with log.timed("save"):
             output.publish(lambda folder: _save(config, learner, tokenizer, precision, folder))
         summary = {
@@ -146,67 +151,6 @@ class _OfMain:
     @property
     def names(self) -> dict[str, str]:
         return {"scorer": self._scorer.name} if self._scorer else {}
-
-
-class _LivePolicy:
-    """The engine's copy of the policy: pushed by way of a directory for each version, and probed."""
-
-    def __init__(self, learner: Learner, live: _OfMain, folder: Path, precision: str) -> None:
-        self.folder = folder
-        self._learner, self._live = learner, live
-        self._dtype = running.saved_dtype(precision)
-        self._tolerance = _TOLERANCE[precision]
-        self._rollouts: Sequence[Rollout] = ()
-        self._before: list[list[float]] = []
-
-    def remember(self, rollouts: Sequence[Rollout]) -> None:
-        """What the weights before an update say, to tell them from the weights after it."""
-        self._rollouts, self._before = rollouts, self._learner.raw_logps(rollouts)
-
-    def push(self, version: int) -> float:
-        """Gives the engine the newest weights. Returns the mean |Δ log-probability| of the probe, 0 where
-        there is nothing to probe with.
-
-        Raises CheckFailed where the engine does not have them afterwards.
-        """
-        folder, state = self.folder / f"{version:06d}", self._learner.policy_state()
-        if group.is_main():
-            shutil.rmtree(folder, ignore_errors=True)
-            models.save_state(self._learner.models.policy, state, self._dtype, folder)
-            self._live.load_weights(folder)
-            for old in self.folder.iterdir():
-                if old != folder:
-                    shutil.rmtree(old, ignore_errors=True)
-        return self._probe() if self._rollouts else 0.0
-
-    def _probe(self) -> float:
-        found = _flat(self._live.logps(self._rollouts))
-        now, before = _flat(self._learner.raw_logps(self._rollouts)), _flat(self._before)
-        off, stale = (float((found - other).abs().mean()) for other in (now, before))
-        moved = float((now - before).abs().mean())
-        if stale < off and moved > 5 * stale:
-            raise CheckFailed(
-                f"the engine still has the weights of before the update: it differs from them by {stale:.2g} "
-                f"nats a token, from the new ones by {off:.2g}"
-            )
-        self._refuse(off)
-        return off
-
-    def check(self, learned: Experience) -> None:
-        """Raises CheckFailed where what the engine sampled from is not the policy."""
-        rounding = learned.sampler_logps[learned.mask].abs() * 2**-11  # they are kept in half precision
-        self._refuse(float((learned.mismatch - rounding).clamp(min=0).mean()))
-
-    def _refuse(self, off: float) -> None:
-        if not off <= self._tolerance:
-            raise CheckFailed(
-                f"engine and trainer differ by {off:.2g} nats a token, {self._tolerance} would be rounding",
-                hint="Give the engine the trainer's precision (--dtype, --precision) and the same model.",
-            )
-
-
-def _flat(rows: Sequence[Sequence[float]]) -> Tensor:
-    return torch.tensor([value for row in rows for value in row], dtype=torch.float64)
 
 
 def iterations_of(config: PpoConfig, prompts: Sequence[Prompt]) -> int:
@@ -250,10 +194,20 @@ def _restore(learner: Learner, output: Output) -> int:
 
 def _save(config: PpoConfig, learner: Learner, tokenizer: HfTokenizer, precision: str, folder: Path) -> None:
     """The whole policy, with LoRA merged and the adapter beside it."""
-    state = learner.policy_state()
+    state = learner.state_of("policy")
     if not group.is_main():
         return
     if config.lora_r:
         learner.models.module.policy.save_pretrained(folder / "adapter")
     models.save_state(learner.models.policy, state, running.saved_dtype(precision), folder)
     models.save_companions(config.model, tokenizer.hf, folder)
+
+
+def _save_critic(
+    config: PpoConfig, learner: Learner, tokenizer: HfTokenizer, precision: str, folder: Path
+) -> None:
+    """The critic as a reward model, with LoRA merged."""
+    state = learner.state_of("critic")
+    if group.is_main():
+        models.save_state(learner.models.critic, state, running.saved_dtype(precision), folder)
+        models.save_companions(config.critic or config.model, tokenizer.hf, folder)

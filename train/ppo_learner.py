@@ -1,9 +1,9 @@
 """PPO's side of the tensors: forward passes, optimiser steps and checkpoints, in micro-batches, on any number
 of processes.
 
-Every process knows the whole iteration; forward passes are divided among them, row by row in the order of
-length, and what they find is put together again. A step's loss is a sum over its tokens divided by their
-number over all processes, so neither micro-batch nor number of processes changes what is optimised.
+Every process knows the whole iteration; forward passes are divided among them, micro-batch by micro-batch in
+the order of length, and what they find is put together again. A step's loss is a sum over its tokens divided
+by their number over all processes, so neither micro-batch nor number of processes changes what is optimised.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import transformers
@@ -28,19 +28,15 @@ from train import group
 from train import ppo_terms as terms
 from train.actor_critic import Models
 from train.config import SCHEDULES, PpoConfig
-from train.exact import NotANumber, mine
+from train.exact import NotANumber
 from train.experience import Evaluated, Experience
 from train.models import merged
-from train.rollout import Rollout
+from train.rollout import OutOfMemory, Rollout
 from train.running import free_memory, less_memory, out_of_memory
 from train.tokens import Tokens, by_kin
 from train.unique import TOLERANCE
 
 T = TypeVar("T")
-
-
-class OutOfMemory(InputError):
-    """Memory ran out, and no smaller micro-batch may be tried."""
 
 
 class Learner:
@@ -50,9 +46,9 @@ class Learner:
         steps: optimiser steps in all. folder: where trackers keep their files.
 
     Attributes:
-        kl: the KL coefficient. micro_batch: rows per forward pass. stepped: optimiser steps of the iteration
-            under way, after which its weights are those of no iteration. shared: whether forward passes are
-            one row with each prompt once; None until completions show whether the models can.
+        kl: the KL coefficient. micro_batch: rows per forward pass. stepped: optimiser steps since the end of
+            an iteration, after which the weights are those of none. shared: whether forward passes are one
+            row with each prompt once; None until completions show whether the models can.
     """
 
     def __init__(self, config: PpoConfig, models: Models, precision: str, steps: int, folder: Path) -> None:
@@ -64,7 +60,7 @@ class Learner:
         )  # fmt: skip
         self.accelerator.init_trackers("gavel", config.shaping())
         self.models = models
-        self.micro_batch = config.micro_batch_size
+        self.micro_batch = min(config.micro_batch_size, config.batch_size // group.size())
         self.stepped = 0
         self.shared: bool | None = None
         self._agree_within = TOLERANCE[precision]
@@ -140,7 +136,6 @@ class Learner:
             InputError: out of memory, and no smaller micro-batch may be tried.
         """
         stats: dict[str, list[float]] = defaultdict(list)
-        self.stepped = 0
         size = len(rollouts) // self._config.mini_batches
         for epoch in range(self._config.ppo_epochs):
             order = shuffled(len(rollouts), self._config.seed, f"iteration {iteration}", epoch)
@@ -211,10 +206,14 @@ class Learner:
     def _micro_batches(
         self, rollouts: Sequence[Rollout], rows: Sequence[int], micro: int
     ) -> Iterator[tuple[list[int], Tokens]]:
-        """This process's share of some rows, those of one prompt and of like length together."""
-        share = mine(list(by_kin(rollouts, rows)))
-        for start in range(0, len(share), micro):
-            part = list(share[start : start + micro])
+        """This process's share of some rows, those of one prompt and of like length together: of every
+        `micro` times processes the next ones, so that each has as many and prompts are parted no more than
+        on one process."""
+        ordered = list(by_kin(rollouts, rows))
+        for start in range(0, len(ordered), micro * group.size()):
+            block = ordered[start : start + micro * group.size()]
+            first, end = (len(block) * at // group.size() for at in (group.rank(), group.rank() + 1))
+            part = block[first:end]
             yield part, Tokens.of([rollouts[row] for row in part], self.device, bool(self.shared))
 
     def _within_memory(self, work: Callable[[int], T]) -> T:
@@ -224,8 +223,7 @@ class Learner:
                 return work(self.micro_batch)
             except (RuntimeError, MemoryError) as error:
                 smaller = self.micro_batch // 2
-                may = smaller and self._config.halve_micro_batch and group.size() == 1
-                if not (may and out_of_memory(error)):
+                if not (smaller and self._config.halve_micro_batch and out_of_memory(error)):
                     raise
             say(f"out of memory with a micro-batch of {self.micro_batch}: going on with {smaller}")
             self.micro_batch = smaller
@@ -244,13 +242,13 @@ class Learner:
                 hint=less_memory(self._config, self.micro_batch // 2 or None),
             ) from None  # fmt: skip
 
-    def policy_state(self) -> dict[str, Tensor]:
-        """The policy's weights, an adapter's merged in; empty on all processes but the main one."""
+    def state_of(self, part: Literal["policy", "critic"]) -> dict[str, Tensor]:
+        """The weights of one of the two, an adapter's merged in; empty on all processes but the main one."""
         state = self.accelerator.get_state_dict(self._module)
         if not group.is_main():
             return {}
-        ours = {name.removeprefix("policy."): w for name, w in state.items() if name.startswith("policy.")}
-        return merged(self.models.module.policy, ours) if self._config.lora_r else ours
+        ours = {n.removeprefix(f"{part}."): w for n, w in state.items() if n.startswith(f"{part}.")}
+        return merged(getattr(self.models.module, part), ours) if self._config.lora_r else ours
 
     def save(self, folder: Path) -> None:
         """Policy, critic, optimiser, learning rate, KL coefficient and random state."""

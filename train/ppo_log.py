@@ -7,7 +7,8 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from gavel.command import say
@@ -20,21 +21,33 @@ from train.config import PpoConfig
 from train.exact import NotANumber
 from train.experience import Experience
 from train.output import Output
-from train.ppo_learner import Learner, OutOfMemory
-from train.rollout import Rollout
+from train.ppo_learner import Learner
+from train.rollout import OutOfMemory, Rollout
 
 _SHOWN = ("objective/scores", "objective/kl", "objective/kl_coef", "completions/mean_length",
           "completions/cut_off", "policy/entropy_avg")  # fmt: skip
 
 
+_LAST_GOOD = "last-good"  # beside the checkpoints, and freed with them
+
+
 class Log:
-    """Use as `with Log(…) as log, stopping(log)`. seconds: by stage, over all iterations.
-    stop_requested: set by a signal; the iteration under way is the last."""
+    """Use as `with Log(…) as log, stopping(log)`.
+
+    Args:
+        iterations: in all. start: how many are done. rescue: saves policy and critic as models, on all
+            processes alike.
+
+    Attributes:
+        seconds: by stage, over all iterations. stop_requested: set by a signal; the iteration under way is
+            the last.
+    """
 
     def __init__(
-        self, config: PpoConfig, output: Output, learner: Learner, iterations: int, start: int
-    ) -> None:
-        self._config, self._output, self._learner = config, output, learner
+        self, config: PpoConfig, output: Output, learner: Learner, iterations: int, start: int,
+        rescue: Callable[[Path], None],
+    ) -> None:  # fmt: skip
+        self._config, self._output, self._learner, self._rescue = config, output, learner, rescue
         self._iterations = iterations
         self._saved = self._said = time.monotonic()
         self._last: dict[str, Any] = output.last_metrics()
@@ -51,7 +64,10 @@ class Log:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, NotANumber | OutOfMemory):
+        if isinstance(error, NotANumber):  # all processes have found it
+            listed = f"All {len(error.names):,} are in {self._output.name_suspects(error.names)}."
+            error.hint = " ".join(filter(None, (error.hint, listed, self._keep(), self._models())))
+        elif isinstance(error, OutOfMemory) and group.size() == 1:  # else the others know nothing of it
             error.hint = f"{error.hint} {self._keep()}".strip()
         self._progress.__exit__(kind, error, trace)
         if self._writer is not None:
@@ -74,6 +90,7 @@ class Log:
     ) -> None:
         """Writes the figures of an iteration, and saves where it is time."""
         self._done = done = iteration + 1
+        self._learner.stepped = 0
         self.stop_requested = group.any_of(self.stop_requested)
         if done % self._config.log_steps == 0 or done == self._iterations or self.stop_requested:
             self._last = {
@@ -93,7 +110,8 @@ class Log:
         self._progress.advance()
         due = checkpoint_due(done, self._iterations, self._config.save_steps, self._saved)
         if due or self.stop_requested:
-            self._checkpoint(done)
+            with self._learner.memory():
+                self._checkpoint(done)
 
     def shown(self) -> dict[str, Any]:
         """Of the last figures, what a person wants to read."""
@@ -102,10 +120,20 @@ class Log:
     def _keep(self) -> str:
         """Saves the state of the last iteration, unless optimiser steps of the next have changed it, and says
         what there is."""
-        changed = self._learner.stepped or group.size() > 1
-        return self._output.keep(
-            0 if changed else self._done, lambda: self._checkpoint(self._done), "iteration"
-        )
+        step = 0 if self._learner.stepped else self._done
+        return self._output.keep(step, lambda: self._checkpoint(self._done), "iteration")
+
+    def _models(self) -> str:
+        """Where steps of an iteration were taken, saves policy and critic of before the one that failed: no
+        iteration can be gone on with from there, but another run can begin there."""
+        folder = self._output.checkpoints / _LAST_GOOD
+        if not self._learner.stepped:
+            return ""
+        try:
+            self._rescue(folder)
+        except (RuntimeError, OSError):  # no memory, no disk
+            return ""
+        return f"Policy and critic of before this step are models in {folder}."
 
     def _checkpoint(self, done: int) -> None:
         self._learner.save(self._output.checkpoints / f"checkpoint-{done}")

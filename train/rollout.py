@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gavel.errors import InputError
 from gavel.packed import unpack_ids, unpack_logprobs
 from gavel.records import Completion, Prompt
 
@@ -48,8 +49,13 @@ class Rollout:
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
+class OutOfMemory(InputError):
+    """Memory ran out: the trainer's, or that of a sampler's or scorer's engine, and no smaller batch may be
+    tried."""
+
+
 class Sampler(Protocol):
-    """Samples from the policy of the moment."""
+    """Samples from the policy of the moment. May raise OutOfMemory."""
 
     def sample(self, iteration: int, prompts: Sequence[Prompt]) -> list[Rollout]:
         """n completions of each prompt, n as in the configuration; the same call samples the same again, as
@@ -71,7 +77,7 @@ class Sampler(Protocol):
 
 
 class Scorer(Protocol):
-    """Judges completions."""
+    """Judges completions. May raise OutOfMemory."""
 
     def score(self, iteration: int, rollouts: Sequence[Rollout]) -> list[float | None]:
         """One number each, higher is better; None where the judge had nothing usable to say: such a

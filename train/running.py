@@ -115,9 +115,7 @@ def begin(
     several processes.
     """
     group.join()
-    if config.halve_micro_batch and group.size() > 1:
-        raise InputError("works with one process: several cannot agree on it once one has no memory",
-                         where="--halve-micro-batch", hint="Lower --micro-batch instead.")  # fmt: skip
+    check_halving(config)
     precision = resolve(config.precision)
     shaping = config.shaping() | {"precision": precision}
     if config.within_micro_batch:
@@ -246,6 +244,13 @@ def check_names(config: TrainConfig) -> None:
 
 class TooFewRows(InputError):
     """Fewer rows to train on than one batch."""
+
+
+def check_halving(config: TrainConfig) -> None:
+    """Refuses --halve-micro-batch on several processes."""
+    if config.halve_micro_batch and group.size() > 1:
+        raise InputError("works with one process: several cannot agree on it once one has no memory",
+                         where="--halve-micro-batch", hint="Lower --micro-batch instead.")  # fmt: skip
 
 
 def check_batch(config: TrainConfig, rows: Sequence[Row]) -> None:
