@@ -284,5 +284,6 @@ def test_a_dry_run_measures_and_leaves_nothing(tiny: Tiny, tmp_path: Path, gavel
     said = json.loads(done.out)
     assert said["rounds"] == 3 and said["completions_a_round"] == 96
     assert 0.5 * 96 * 3 <= said["judge_calls"] <= 96 * 3  # equal texts are asked about once
-    assert said["hours"] > 0 and said["disk_gb"] > 0 and said["engines"] == "keep"
+    assert said["seconds_a_round"]["train"] > 0 and said["disk_gb"] > 0 and said["engines"] == "keep"
+    assert said["hours"] >= 0  # of so small a run they round to nothing
     assert not (tmp_path / "run").exists()
