@@ -157,8 +157,7 @@ def _copy_what_stays(run: RunDir, number: int, name: str, part: Path) -> None:
     stages = {n: e for n, e in manifest.get("stages", {}).items() if n.startswith(done)} if done else {}
     if "judge" not in before:
         manifest = {k: v for k, v in manifest.items() if k not in ("passes", "gates")}
-    with RunDir.open(new) as kept:
-        kept.note(**(manifest | {"stages": stages}))
+    RunDir(new).note(**(manifest | {"stages": stages}))
 
 
 def _copy(old: Path, new: Path) -> None:

@@ -1,8 +1,8 @@
-"""A process that has `--from` fail at each of its changes of the file system in turn, in a fork of its own.
+"""A process that has `--from` fail at each of its changes of the file system in turn, each in its own fork.
 
-Arguments: a run, a folder for copies of it, the stage, and "kill" or "full". In the copy WORK/STEP the redo is
-killed before its change number STEP, or finds the disk full from that change on. Prints the number of steps;
-fails where one ended in another way.
+Arguments: a run, a folder for copies of it, the stage, and "kill" or "full". In the copy WORK/STEP the redo
+is killed before its change number STEP, or finds the disk full from that change on. Prints the number of
+steps; fails where one ended in another way.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rounds_driver import watch_changes
+
 from gavel.errors import InputError
 from gavel.rundir import RunDir
 from rounds import redo
 from rounds.config import RoundsConfig
 from rounds.status import config_in
-from rounds_driver import watch_changes
 
 SAID = 5  # exit code of a redo that said that the disk is full
 

@@ -51,18 +51,20 @@ def run(tmp_path: Path) -> Path:
     stages: dict[str, Any] = {"prompts": {}, "00/evaluate": {}}
     for n in (1, 2, 3):
         folder = root / "rounds" / f"{n:02d}"
-        for name in ("prompts.jsonl", "completions.jsonl", "judgments/j/judgments.jsonl", "pairs/p/pairs.jsonl",
-                     "model/gavel.json", "reference/config.json"):  # fmt: skip
+        for name in ("prompts.jsonl", "completions.jsonl", "judgments/j/judgments.jsonl",
+                     "pairs/p/pairs.jsonl", "model/gavel.json", "reference/config.json"):  # fmt: skip
             written(folder / name, f"{n} {name}\n".encode())
         written(root / "evaluation" / f"{n:02d}" / "completions.jsonl", f"evaluated {n}\n".encode())
         own = {name: {} for name in ("generate", "judge/j", "pairs/p")}
-        written(folder / "manifest.json", json.dumps({"format": 1, "stages": own, "passes": {"j": {}}}).encode())
+        written(
+            folder / "manifest.json", json.dumps({"format": 1, "stages": own, "passes": {"j": {}}}).encode()
+        )
         stages |= {f"{n:02d}/{stage}": {} for stage in STAGES}
     for place in ("model", "reference"):
         written(root / "rounds" / "03" / place / "model.safetensors", b"weights")
     written(root / "evaluation" / "duels" / "prompts.jsonl")
-    lines = [Line(round=0, model="lm", weights="0"),
-             *(Line(round=n, model=f"rounds/{n:02d}/model", weights=str(n), best=n) for n in (1, 2, 3))]  # fmt: skip
+    lines = [Line(round=0, model="lm", weights="0")]
+    lines += [Line(round=n, model=f"rounds/{n:02d}/model", weights=str(n), best=n) for n in (1, 2, 3)]
     written(root / "figures.jsonl", b"".join(line.to_json() for line in lines))
     for entry in stages.values():
         entry |= {"settings": {}, "inputs": {}, "output": "x", "summary": {}, "seconds": 1.0}
@@ -103,7 +105,7 @@ def test_what_is_redone_is_set_aside_and_what_came_before_stays(run: Path, tmp_p
 
 @pytest.mark.parametrize("how", ["kill", "full"])
 def test_a_redo_that_fails_at_any_step_loses_nothing(run: Path, tmp_path: Path, how: str) -> None:
-    """Whoever opens the run next finds it as it was, or as it is to be; and the redo can be asked for again."""
+    """Whoever opens the run next finds it as it was or as it is to be, and the redo can be repeated."""
     config = configuration(tmp_path)
     config_text, before = (run / "config.toml").read_bytes(), state(run)
     calm = Path(shutil.copytree(run, tmp_path / "calm"))
@@ -120,6 +122,8 @@ def test_a_redo_that_fails_at_any_step_loses_nothing(run: Path, tmp_path: Path, 
     ended = {"before": 0, "after": 0}
     for step in range(1, steps + 1):
         root = tmp_path / "failed" / str(step)
+        if how == "full" and not RunDir(root).manifest().get("redo"):
+            assert not (root / "redone" / ".part").exists(), "it takes up room"
         with RunDir.open(root) as opened:
             redo.finish(opened)
         found = state(root)
