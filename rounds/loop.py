@@ -142,7 +142,7 @@ class Rounds:
             # 3. preference pairs
             chosen = replace(config.pairs, judgments=judged.summary["pass"])
             paired = self.do(plan.number, "pair", msgspec.to_builtins(chosen), {"judge": judged.output},
-                              lambda: stages.pair(run, chosen))  # fmt: skip
+                             lambda: stages.pair(run, chosen))  # fmt: skip
             # 4. new weights
             trained = Training(self, plan, lines, run, prompts, paired).train()
         # 5. figures on held-out prompts

@@ -134,6 +134,20 @@ def test_start_redoes_by_another_configuration(copied: Path, tmp_path: Path, gav
     assert dry.code == 2 and "--dry-run, --from" in dry.err
 
 
+def test_a_redo_that_was_stopped_is_asked_for_again(copied: Path, gavel: Gavel) -> None:
+    """Where the run already stands before that stage there is nothing more to set aside."""
+    from gavel.rundir import RunDir
+    from rounds.read_config import read_config
+    from rounds.redo import set_aside
+
+    with RunDir.open(copied) as run:
+        set_aside(run, "02/train", read_config(str(copied / "config.toml")))
+    done = gavel("rounds", "resume", copied, "--from", "02/train")
+    assert done.code == 0, done.err
+    assert [p.name for p in (copied / "redone").iterdir()] == ["01"]
+    assert [line.round for line in read_figures(copied)] == [0, 1, 2]
+
+
 def test_a_run_goes_on_without_the_source_of_its_prompts(finished: Path, copied: Path, gavel: Gavel) -> None:
     source, away = finished.parent / "prompts.jsonl", finished.parent / "away"
     source.rename(away)
