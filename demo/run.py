@@ -31,6 +31,7 @@ from rounds.standing import Line
 HERE = Path(__file__).parent
 MODELS = HERE / "models"
 HELD_OUT = 1100  # prompts; with SAMPLES, 4,400 sampled answers
+ROOM = 16384  # prompts that a run has at least, so that more rounds can be asked for later
 SAMPLES = 4
 MAX_TOKENS = 24
 
@@ -48,7 +49,10 @@ class Chosen:
 
 
 def settings(out: Path, chosen: Chosen) -> RoundsConfig:
-    """The demo's recipe with paths in place; demo/README.md says how it was found."""
+    """The demo's recipe with paths in place; demo/README.md says how it was found.
+
+    The prompts are named by where they were when the run took them in: it may have been moved since.
+    """
     file = HERE / "rounds.toml"
     table = read_toml(str(file), str(file))
     if chosen.trainer == "ppo":
@@ -58,8 +62,10 @@ def settings(out: Path, chosen: Chosen) -> RoundsConfig:
     table |= {"rounds": chosen.rounds, "seed": chosen.seed}
     for part in (table["policy"], table["judge"], table["evaluate"]["judge"]):
         part["model"] = str(MODELS / part["model"])
+    taken_in = Ledger(RunDir(out)).known("prompts").get("settings", {})
     for key in ("source", "held_out_source"):
-        table["prompts"][key] = str((out / "demo" / table["prompts"][key]).absolute())
+        here = str((out / "demo" / table["prompts"][key]).absolute())
+        table["prompts"][key] = taken_in.get(key, here)
     table["prompts"]["per_round"] = chosen.prompts
     table["pairs"]["shuffle_labels"] = chosen.shuffle_labels
     return config_of(table, str(file))
@@ -71,12 +77,13 @@ def run_demo(out: str, chosen: Chosen) -> dict[str, Any]:
     Returns: rounds (from round 0: exact_match_sampled and exact_match_greedy in percent, pairs,
     judge_accuracy in percent), seconds (per stage and "total"), words, report, run (the directory).
     """
-    started, root = time.monotonic(), Path(out)
-    texts, held_out = _prompts("round", chosen.prompts * chosen.rounds), _prompts("held-out", HELD_OUT)
+    started, root, count = time.monotonic(), Path(out), chosen.prompts * chosen.rounds
+    held_out = _prompts("held-out", HELD_OUT)
     with RunDir.open(root) as run:
-        _claim(run, {name: value for name, value in asdict(chosen).items() if name != "rounds"})
-        for name, given in (("prompts", texts), ("held-out", held_out)):
-            write_atomic(root / "demo" / f"{name}.jsonl", b"".join(map(_as_row, given)))
+        _claim(run, chosen)
+        if not run.stage("prompts"):
+            for name, given in (("prompts", _prompts("round", max(count, ROOM))), ("held-out", held_out)):
+                write_atomic(root / "demo" / f"{name}.jsonl", b"".join(map(_as_row, given)))
     config = settings(root, chosen)
     say("starting vLLM (its first start in a new environment takes a minute)")
     measured: list[float] = []
@@ -89,7 +96,7 @@ def run_demo(out: str, chosen: Chosen) -> dict[str, Any]:
     lines = run_rounds(root, config, observe)
     pairs = [_pairs_of(root, line.round) for line in lines]
     result: dict[str, Any] = {
-        "rounds": [figures(root, n, name, len(texts), HELD_OUT) for n, name in enumerate(pairs)],
+        "rounds": [figures(root, n, name, count, HELD_OUT) for n, name in enumerate(pairs)],
         "decisions": [line.decision for line in lines],
         "seconds": _seconds(lines) | {"oracle": round(sum(measured), 1)},
         "words": last_words(lines, root),
@@ -111,15 +118,23 @@ def _seconds(lines: list[Line]) -> dict[str, float]:
     return spent
 
 
-def _claim(run: RunDir, chosen: dict[str, Any]) -> None:
-    """Raises InputError when the directory holds a demo of other settings (more rounds may be added)."""
-    known = run.manifest().get("demo", chosen)
-    if known != chosen:
-        differing = ", ".join(f"{k} {known.get(k)}, now {v}" for k, v in chosen.items() if known.get(k) != v)
+def _claim(run: RunDir, chosen: Chosen) -> None:
+    """Raises InputError when the directory holds a demo of other settings, or one that took in too few
+    prompts for so many rounds: more may be added as long as they suffice."""
+    wanted = {name: value for name, value in asdict(chosen).items() if name != "rounds"}
+    known = run.manifest().get("demo", wanted)
+    if known != wanted:
+        differing = ", ".join(f"{k} {known.get(k)}, now {v}" for k, v in wanted.items() if known.get(k) != v)
         raise InputError(
             f"holds a demo of other settings ({differing})", where=str(run.path), hint="Choose another --out."
         )
-    run.note(demo=chosen)
+    taken_in = run.stage("prompts").get("summary", {}).get("prompts")
+    if taken_in is not None and taken_in < chosen.prompts * chosen.rounds:
+        raise InputError(
+            f"this demo took in {taken_in:,} prompts, enough for {taken_in // chosen.prompts} rounds",
+            where=f"--rounds {chosen.rounds}, {run.path}", hint="Choose another --out for more.",
+        )  # fmt: skip
+    run.note(demo=wanted)
 
 
 def _prompts(pool: Pool, count: int) -> list[Prompt]:

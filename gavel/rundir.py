@@ -335,8 +335,9 @@ class RunDir:
             self._write_manifest(manifest)
 
     def note(self, **entries: Any) -> None:
-        """Adds entries to the manifest."""
-        self._write_manifest(self.manifest() | entries)
+        """Adds entries to the manifest; one that is None is taken out of it."""
+        noted = self.manifest() | entries
+        self._write_manifest({name: entry for name, entry in noted.items() if entry is not None})
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
         data = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"

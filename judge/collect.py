@@ -131,6 +131,8 @@ def collect(
                 entry.replies, entry.missing = [None] * len(asked), len(asked)
                 pending[entry.key] = entry
                 counts["calls"] += len(asked)
+                if len(asked) > 1:
+                    entry.usage["calls"] = len(asked)
                 counts["tokens"] += sum(sizes)
                 for number, (request, size) in enumerate(zip(asked, sizes, strict=True)):
                     entry.usage["prompt_tokens"] += size

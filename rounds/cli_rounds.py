@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gavel.command import emit, say
+from gavel.command import emit
 
 if TYPE_CHECKING:
     from rounds.config import RoundsConfig
     from rounds.standing import Line
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+_FROM = click.option("--from", "stage", metavar="STAGE", help="Redo from this stage on, e.g. 02/train.")
 
 
 @click.command(
@@ -25,21 +26,25 @@ CONFIG is a TOML file, see docs/rounds.md. The same command on the same RUN goes
 @click.option("--out", required=True, metavar="RUN", help="Where everything is written.")
 @click.option("--dry-run", is_flag=True,
               help="Check everything and print calls, tokens, disk and time, by a short probe.")  # fmt: skip
+@_FROM
 @_JSON
-def start(config: str, out: str, dry_run: bool, as_json: bool) -> None:
+def start(config: str, out: str, dry_run: bool, stage: str | None, as_json: bool) -> None:
     """Checks, writes the configuration down, runs."""
     from gavel.command import read_toml
     from rounds.check import absolute, check
     from rounds.read_config import config_of
 
     wanted = config_of(absolute(read_toml(config, config)), config)
-    pool = check(wanted)
     if dry_run:
+        from gavel.errors import InputError
         from rounds.probe import estimate
 
-        emit(estimate(wanted, pool, Path(out)), as_json, "would take")
+        if stage is not None:
+            raise InputError("redoes nothing", where="--dry-run, --from", hint="Leave one of them out.")
+        emit(estimate(wanted, check(wanted), Path(out)), as_json, "would take")
         return
-    _run(Path(out), wanted, as_json)
+    check(wanted, drawn=_drawn(Path(out)))
+    _run(Path(out), wanted, stage, as_json)
 
 
 @click.command(
@@ -49,20 +54,19 @@ What a finished stage was made by cannot be changed unless it is redone: --from 
 its training on, and keeps what there was in RUN/redone."""
 )
 @click.argument("run", metavar="RUN", type=click.Path(file_okay=False))
-@click.option("--from", "stage", metavar="STAGE", help="Redo from this stage on, e.g. 02/train.")
+@_FROM
 @_JSON
 def resume(run: str, stage: str | None, as_json: bool) -> None:
-    """Reads the configuration, sets aside what is to be redone, runs."""
+    """Reads the configuration, runs."""
     from rounds.check import check
-    from rounds.redo import set_aside
+    from rounds.redo import settle
     from rounds.status import config_in
 
     root = Path(run)
+    settle(root)  # it may bring another configuration
     config = config_in(root)
-    check(config, drawn=(root / "prompts.jsonl").exists())
-    if stage is not None:
-        say(f"what there was is kept in {set_aside(root, stage)}")
-    _run(root, config, as_json)
+    check(config, drawn=_drawn(root))
+    _run(root, config, stage, as_json)
 
 
 @click.command(
@@ -84,14 +88,23 @@ def status(run: str, as_json: bool) -> None:
         show_status(found)
 
 
-def _run(root: Path, config: RoundsConfig, as_json: bool) -> None:
-    """Runs; the last words go to standard output. Raises CheckFailed where a gate stopped the run."""
+def _drawn(root: Path) -> bool:
+    """Whether a run has its prompts, so that their source is not needed again."""
+    from gavel.rundir import RunDir
+
+    return root.is_dir() and bool(RunDir(root).stage("prompts"))
+
+
+def _run(root: Path, config: RoundsConfig, stage: str | None, as_json: bool) -> None:
+    """Runs, again from a stage on where one is named; the last words go to standard output.
+
+    Raises CheckFailed where a gate stopped the run."""
     from gavel.errors import CheckFailed
     from rounds.loop import run_rounds
     from rounds.standing import read_figures
 
     try:
-        lines = run_rounds(root, config)
+        lines = run_rounds(root, config, again=stage)
     except CheckFailed:  # a budget is spent, or the judge failed its gold test: so far this holds
         if so_far := read_figures(root):
             _show(root, so_far, as_json)

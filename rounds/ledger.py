@@ -39,30 +39,42 @@ class Ledger:
         self.events = Events(run.path / "events.jsonl")
 
     def do(
-        self, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str], work: Callable[[], Made]
+        self, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, Any], work: Callable[[], Made]
     ) -> Made:
         """Does a stage, unless it is done.
 
         Args:
             stage: its name, "02/train" for that of round 2.
             settings: all that shapes its output and is not an input.
+            inputs: content hashes, by what they are of.
 
         Raises InputError where it was done, or begun, with other settings or inputs.
         """
-        now = json.loads(json.dumps({"settings": settings, "inputs": inputs}))
-        known = self._run.stage(stage) or self._run.manifest().get("begun", {}).get(stage)
-        if known is not None:
-            self._refuse_changes(stage, known, now)
-        if "output" in (known or {}):
-            return Made(known["output"], known["summary"])
-        self._run.note(begun={stage: now})  # one at a time
+        made = self.done(stage, settings, inputs)
+        if made is not None:
+            return made
+        self._run.note(begun={stage: _as_kept(settings, inputs)})  # one at a time
         before = self.spent(stage)
         with self.events.of(stage):
             made = work()
         seconds = round(before + self.events.last_s, 3)
-        entry = now | {"output": made.output, "summary": made.summary, "seconds": seconds}
-        self._run.finish_stage(stage, entry)
+        entry = {"output": made.output, "summary": made.summary, "seconds": seconds}
+        self._run.finish_stage(stage, _as_kept(settings, inputs) | entry)
         return made
+
+    def done(self, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, Any]) -> Made | None:
+        """What a stage came to; None where it is to be done.
+
+        Raises InputError where it was done, or begun, with other settings or inputs.
+        """
+        known = self.known(stage)
+        self._refuse_changes(stage, known, _as_kept(settings, inputs))
+        return Made(known["output"], known["summary"]) if "output" in known else None
+
+    def known(self, stage: str) -> dict[str, Any]:
+        """The entry of a stage that was done or begun; empty for another."""
+        entry: dict[str, Any] = self.entries().get(stage) or self.begun().get(stage, {})
+        return entry
 
     def spent(self, stage: str) -> float:
         """Seconds that earlier, interrupted attempts at a stage took."""
@@ -73,14 +85,22 @@ class Ledger:
         found: dict[str, dict[str, Any]] = self._run.manifest().get("stages", {})
         return found
 
-    def forget(self, which: Callable[[str], bool]) -> None:
-        """Takes stages back, begun ones too."""
-        manifest = self._run.manifest()
-        for section in ("stages", "begun"):
-            kept = {name: entry for name, entry in manifest.get(section, {}).items() if not which(name)}
-            self._run.note(**{section: kept})
+    def begun(self) -> dict[str, dict[str, Any]]:
+        """The stage that was begun last; it may be finished."""
+        found: dict[str, dict[str, Any]] = self._run.manifest().get("begun", {})
+        return found
+
+    def forget(self, which: Callable[[str], bool], **notes: Any) -> None:
+        """Takes stages back, begun ones too, and notes something in the same moment."""
+        kept = {
+            section: {name: entry for name, entry in entries.items() if not which(name)}
+            for section, entries in (("stages", self.entries()), ("begun", self.begun()))
+        }
+        self._run.note(**kept, **notes)
 
     def _refuse_changes(self, stage: str, known: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        if not known:
+            return
         changes = differences(known["settings"], now["settings"])
         changes += differences(known["inputs"], now["inputs"], "made from ")
         if changes:
@@ -88,13 +108,48 @@ class Ledger:
             raise InputError(
                 f"stage {stage} {done} with other settings:\n  " + "\n  ".join(changes),
                 where=str(self._run.path),
-                hint=f"Set them back, or redo it on purpose: gavel rounds resume {self._run.path} "
-                f"--from {stage} (what there is now is kept beside it).",
+                hint=f"Set them back, or redo it on purpose with --from {stage} (what there is now is kept "
+                "beside it)."
+                if "/" in stage
+                else "Set them back, or begin another run with a new --out: all rounds share these.",
             )
 
 
+class NotDone(Exception):
+    """What a rehearsal came to. stage: the first one that is to be done."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(stage)
+        self.stage = stage
+
+
+class Rehearsal(Ledger):
+    """A ledger by which nothing is done: it raises NotDone at the first stage that is to be done.
+
+    again: of the finished stages, those that are to be redone.
+    """
+
+    def __init__(self, run: RunDir, again: Callable[[str], bool]) -> None:
+        super().__init__(run)
+        self._again = again
+
+    def do(
+        self, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, Any], work: Callable[[], Made]
+    ) -> Made:
+        made = None if self._again(stage) else self.done(stage, settings, inputs)
+        if made is None:
+            raise NotDone(stage)
+        return made
+
+
+def _as_kept(settings: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """As they are read from the manifest: with lists for tuples."""
+    kept: dict[str, Any] = json.loads(json.dumps({"settings": settings, "inputs": inputs}))
+    return kept
+
+
 class Events:
-    """events.jsonl: what happened when. Times and counts for `gavel rounds status`, nothing else reads it."""
+    """events.jsonl: what happened when: for `gavel rounds status`, and for what a run took in all."""
 
     def __init__(self, path: Path) -> None:
         self._path, self.last_s = path, 0.0
@@ -120,6 +175,11 @@ class Events:
 
     def read(self) -> list[dict[str, Any]]:
         return [json.loads(line) for _, _, line in read_lines(self._path)]
+
+    def seconds(self) -> float:
+        """Of all attempts at stages, those that did not end and those of stages that were redone too."""
+        ended = sum(event["seconds"] for event in self.read() if event["what"] == "end")
+        return float(ended + sum(seconds for _, seconds in self.interrupted()))
 
     def interrupted(self) -> Iterator[tuple[str, float]]:
         """(stage, seconds) of attempts that did not end; those of a killed one last to its last event."""

@@ -7,7 +7,6 @@ needs one.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,44 +16,52 @@ import msgspec
 
 from gavel.command import say
 from gavel.engines import EngineConfig
-from gavel.errors import CheckFailed, InputError
+from gavel.errors import InputError
 from gavel.records import Prompt
 from gavel.rundir import RunDir, write_atomic
 from gavel.weights import weights_version
-from judge.collect import Limits
-from rounds import gates, stages
-from rounds.config import JudgeConfig, RoundsConfig
+from rounds import gates, redo, stages
+from rounds.budget import check_budget, judge_limits
+from rounds.config import RoundsConfig
 from rounds.evaluation import OfRound, evaluate
 from rounds.figures import Figure
-from rounds.ledger import Ledger, Made
+from rounds.freed import folder_of, free, held
+from rounds.judges import gold_contents, judge_contents, judge_settings
+from rounds.ledger import Ledger, Made, NotDone, Rehearsal
 from rounds.lifetimes import Lifetimes
 from rounds.pool import Pool
-from rounds.standing import Line, Plan, kept_rounds, plan_of, prunable, read_figures
+from rounds.standing import Line, Plan, plan_of, prunable, read_figures
 from rounds.toml_table import to_toml
+from rounds.training import Training
 
 
 def run_rounds(
-    root: Path, config: RoundsConfig, observe: Callable[[Line, Lifetimes, Path], None] | None = None
+    root: Path,
+    config: RoundsConfig,
+    observe: Callable[[Line, Lifetimes, Path], None] | None = None,
+    again: str | None = None,
 ) -> list[Line]:
     """Runs or resumes all rounds below `root` and returns the rounds that are over, round 0 first.
 
     Args:
         observe: called after each round with its line, the engines and the model, for measurements of one's
             own; also with rounds that were over before.
+        again: a stage that is redone, with all after it, such as "02/train".
 
     Raises:
-        InputError: a stage was done with other settings: they are named.
+        InputError: a stage was done with other settings: they are named, and nothing is changed.
         CheckFailed: the labelling judge failed its gold test, or a budget is spent. All that was done is
         kept.
     """
     with RunDir.open(root) as run:
-        write_atomic(root / "config.toml", to_toml(dict(config.table)).encode())
+        redo.finish(run)
         ledger = Ledger(run)
         with Lifetimes(config.policy, config.engines, ledger.events) as engines:
+            _prepare(run, config, engines, again)
             work = Rounds(root, config, ledger, engines)
             over, lines = read_figures(root), [work.first()]
             work.record(lines, over)
-            while len(lines) <= config.rounds and lines[-1].decision != "stop":
+            while work.go_on(lines):
                 if observe is not None:
                     observe(lines[-1], engines, lines[-1].path(root))
                 lines.append(work.round(lines))
@@ -62,6 +69,30 @@ def run_rounds(
             if observe is not None:
                 observe(lines[-1], engines, lines[-1].path(root))
     return lines
+
+
+def _prepare(run: RunDir, config: RoundsConfig, engines: Lifetimes, again: str | None) -> None:
+    """Writes the configuration down once all that is done fits it, and sets aside what is to be redone.
+
+    Raises InputError, with nothing changed, where something does not fit or cannot be redone.
+    """
+    to_redo = redo.from_on(*redo.parse(again)) if again else lambda stage: False
+    following = None
+    try:
+        work = Rounds(run.path, config, Rehearsal(run, to_redo), engines)
+        lines = [work.first()]
+        while work.go_on(lines):
+            lines.append(work.round(lines))
+    except NotDone as first:
+        following = first.stage
+    if again:
+        begun, stage = redo.begun_in(run), "{:02d}/{}".format(*redo.parse(again))
+        if following != stage:
+            raise InputError(f"{again!r} was not begun in this run", where="--from",
+                             hint=f"Known: {', '.join(begun) or 'none'}.")  # fmt: skip
+        if stage in begun:
+            say(f"what there was is kept in {redo.set_aside(run, stage, config)}")
+    write_atomic(run.path / "config.toml", to_toml(dict(config.table)).encode())
 
 
 class Rounds:
@@ -73,6 +104,10 @@ class Rounds:
                          lambda: Pool.take_in(root, config))  # fmt: skip
         self.pool, self._pool_hash = Pool.read(root), pool.output
         self.pool.check(config.prompts, config.rounds)
+
+    def go_on(self, lines: Sequence[Line]) -> bool:
+        """Whether there is a round after these."""
+        return len(lines) <= self.config.rounds and lines[-1].decision != "stop"
 
     def first(self) -> Line:
         """Round 0: the policy before any training."""
@@ -87,9 +122,10 @@ class Rounds:
         config, plan = self.config, plan_of(lines)
         previous, folder = lines[plan.previous], self._folder(plan.number)
         prompts = self.pool.of_round(plan.number, config.prompts)
+        gold = config.gold.gold if config.gold else None
         with RunDir.open(folder) as run:
             # 1. completions by the newest weights
-            sampled = self._do(
+            sampled = self.do(
                 plan.number, "sample", self._sampling(),
                 {"policy": previous.weights, "prompts": self._pool_hash} | self._earlier(plan, lines),
                 lambda: stages.sample(run, self.engines.policy(self.model(previous)),
@@ -97,18 +133,19 @@ class Rounds:
                                       self._taker(run)),
             )  # fmt: skip
             # 2. the judge's word on each
-            judged = self._do(
+            judged = self.do(
                 plan.number, "judge",
-                judge_settings(config.judge) | {"gold": config.gold and config.gold.gold},
-                {"sample": sampled.output}, lambda: self._label(run),
+                judge_settings(config.judge) | {"gold": gold},
+                {"sample": sampled.output} | judge_contents(config.judge) | gold_contents(gold),
+                lambda: self._label(run),
             )  # fmt: skip
             try:
                 # 3. preference pairs
                 chosen = replace(config.pairs, judgments=judged.summary["pass"])
-                paired = self._do(plan.number, "pair", msgspec.to_builtins(chosen), {"judge": judged.output},
+                paired = self.do(plan.number, "pair", msgspec.to_builtins(chosen), {"judge": judged.output},
                                   lambda: stages.pair(run, chosen))  # fmt: skip
                 # 4. new weights
-                trained = self._train(plan, lines, run, prompts, paired)
+                trained = Training(self, plan, lines, run, prompts, paired).train()
             except stages.too_few() as error:
                 return self._ended(plan, lines, error.what)
         # 5. figures on held-out prompts
@@ -119,7 +156,7 @@ class Rounds:
         outcomes = gates.check(config.gates, figures)
         line = Line(
             round=plan.number, model=self._name(plan.number), weights=trained.output, start=previous.model,
-            learning_rate=self._learning_rate(plan), seconds=self._seconds(plan.number),
+            learning_rate=self.learning_rate(plan), seconds=self._seconds(plan.number),
             figures=evaluated.summary["figures"], gates=[o.to_json() for o in outcomes],
             decision=gates.decide(outcomes),
         )  # fmt: skip
@@ -151,12 +188,12 @@ class Rounds:
             for said in gates.sayings(line):
                 say(said)
         for number in prunable(lines, self.config.keep.every):
-            _prune(self._folder(number))
+            free(self._folder(number))
 
     def model(self, line: Line) -> Path:
         """Where a round's weights are. Raises InputError where they were freed."""
         path = line.path(self.root)
-        if line.round and not any(path.glob("*.safetensors")):
+        if line.round and not held(path):
             raise InputError(
                 "its weights were freed: they are neither the last round's nor the best one's",
                 where=str(path),
@@ -168,7 +205,8 @@ class Rounds:
     def _label(self, run: RunDir) -> Made:
         """The labelling judge's word on a round's completions."""
         judging = self.engines.judging("judge", self.config.judge)
-        return stages.label(run, judging, self.config.gold, self.root / "gold", self._limits())
+        limits = judge_limits(self.root, self.config.budget)
+        return stages.label(run, judging, self.config.gold, self.root / "gold", limits)
 
     def _taker(self, run: RunDir) -> stages.Taker | None:
         """Who takes completions while they are sampled, if that is wanted."""
@@ -177,94 +215,20 @@ class Rounds:
         judging = self.engines.judging("judge", self.config.judge, beside=True)
         if self.config.gold is not None:
             self.config.gold.check(run, judging, journal=self.root / "gold")
-        return stages.while_sampling(run, judging, self._limits())
+        return stages.while_sampling(run, judging, judge_limits(self.root, self.config.budget))
 
-    def _limits(self) -> Limits:
-        """What is left of the judge's budget."""
-        budget, spent = self.config.budget, {"calls": 0, "tokens": 0}
-        for name, entry in self.ledger.entries().items():
-            prefix = "" if name.endswith("/judge") else "judge_"  # the latter: what was asked while sampling
-            for key in spent:
-                spent[key] += entry["summary"].get(prefix + key, 0)
-        calls, tokens = spent["calls"], spent["tokens"]
-        return Limits(
-            calls=None if budget.judge_calls is None else max(0, budget.judge_calls - calls),
-            tokens=None if budget.judge_tokens is None else max(0, budget.judge_tokens - tokens),
-        )
-
-    def _train(
-        self, plan: Plan, lines: Sequence[Line], run: RunDir, prompts: Sequence[Prompt], paired: Made
-    ) -> Made:
-        """A round's training: DPO, or a reward model and PPO."""
-        config, recipe = self.config, self.config.train
-        previous, folder = lines[plan.previous], self._folder(plan.number)
-        pairs = paired.summary["name"]
-        kept = {n: (RunDir(self._folder(n)), self._pairs_of(n)) for n in kept_rounds(lines) if n}
-        settings = {
-            "reference": recipe.reference,
-            "replay": config.replay,
-            "measured": recipe.smoothing_measured,
-        }
-        if recipe.reference == "ema":
-            settings["ema"] = recipe.ema
-        inputs = {"pairs": paired.output, "policy": previous.weights}
-        inputs |= {f"pairs of {n}": self._output(n, "pair") for n in kept} if config.replay else {}
-
-        def rows(trained: Any) -> Any:
-            return stages.pair_rows(run, pairs, trained, kept, config.replay)
-
-        def dpo() -> Made:
-            self.model(previous)
-            trained = replace(tuned, reference_model=self._reference(plan, lines))
-            trained = stages.smoothed(trained, run, pairs, recipe.smoothing_measured)
-            with self.engines.room():
-                return stages.train_by_dpo(trained, rows(trained), folder / "model")
-
-        def reward_model() -> Made:
-            assert recipe.reward is not None
-            trained = replace(recipe.reward, model=recipe.reward_model or config.policy.model)
-            trained = stages.smoothed(trained, run, pairs, recipe.smoothing_measured)
-            with self.engines.room():
-                return stages.train_reward_model(trained, rows(trained), folder / "reward")
-
-        def ppo() -> Made:
-            trained = replace(
-                tuned, critic=str(folder / "reward"), reference_model=self._reference(plan, lines)
-            )
-            policy = self.engines.policy(self.model(previous))
-            judging = self.engines.judging(
-                "reward", _reward_judge(config.policy, folder / "reward"), beside=True
-            )
-            try:
-                return stages.train_by_ppo(trained, prompts, policy, judging, config.sample, folder / "model")
-            finally:
-                self.engines.forget_weights()
-                self.engines.drop("reward")
-
-        tuned: Any = replace(recipe.policy, model=str(previous.path(self.root)),
-                             learning_rate=self._learning_rate(plan))  # fmt: skip
-        if recipe.dpo is not None:
-            return self._do(plan.number, "train", settings | tuned.shaping(), inputs, dpo)
-        assert recipe.reward is not None
-        from_model = {"model": recipe.reward_model}
-        rewarded = self._do(
-            plan.number, "reward", settings | recipe.reward.shaping() | from_model, inputs, reward_model
-        )
-        return self._do(plan.number, "train", settings | tuned.shaping(),
-                        {"reward": rewarded.output, "policy": previous.weights}, ppo)  # fmt: skip
-
-    def _do(
+    def do(
         self,
         number: int,
         stage: str,
         settings: Mapping[str, Any],
-        inputs: Mapping[str, str],
+        inputs: Mapping[str, Any],
         work: Callable[[], Made],
     ) -> Made:
         """A stage of a round, unless it is done or a budget is spent."""
 
         def within_budget() -> Made:
-            self._check_budget()
+            check_budget(self.root, self.config.budget, self.ledger.events)
             return work()
 
         return self.ledger.do(f"{number:02d}/{stage}", settings, inputs, within_budget)
@@ -282,6 +246,7 @@ class Rounds:
             "engine": stages.engine_settings(config.policy), "judge": judge and judge_settings(judge),
         }  # fmt: skip
         inputs = {"policy": weights, "prompts": self._pool_hash} | inputs
+        inputs |= judge_contents(judge) if judge else {}
         if previous is not None:
             inputs["previous"] = previous.weights
 
@@ -297,7 +262,7 @@ class Rounds:
                 of_round=of_round,
             )  # fmt: skip
 
-        return self._do(number, "evaluate", settings, inputs, work)
+        return self.do(number, "evaluate", settings, inputs, work)
 
     # what a round begins with
     def _sampling(self) -> dict[str, Any]:
@@ -323,99 +288,31 @@ class Rounds:
         """What earlier rounds add to the candidates, by its content."""
         if not (self.config.earlier_best and plan.previous):
             return {}
-        return {"earlier": self._output(plan.previous, "judge")}
+        return {"earlier": self.output(plan.previous, "judge")}
 
-    def _learning_rate(self, plan: Plan) -> float:
+    def learning_rate(self, plan: Plan) -> float:
         """That of the configuration, lowered by each rollback before."""
         return self.config.train.policy.learning_rate * self.config.train.lower**plan.rollbacks
 
-    def _reference(self, plan: Plan, lines: Sequence[Line]) -> str | None:
-        """The policy that training is held to; None where it is the one that training starts from."""
-        recipe, start = self.config.train, self.model(lines[plan.previous])
-        if recipe.reference == "previous" or plan.previous == 0:
-            return None
-        if recipe.reference == "first":
-            return self.config.policy.model
-        from train.average import average
-
-        before = self._folder(plan.previous) / "reference"
-        older = str(before) if before.exists() else self.config.policy.model
-        out = self._folder(plan.number) / "reference"
-        average(older, str(start), recipe.ema, out, self.config.policy.trust_remote_code)
-        return str(out)
-
     # where things are
     def _folder(self, number: int) -> Path:
-        return self.root / "rounds" / f"{number:02d}"
+        return folder_of(self.root, number)
 
     def _name(self, number: int) -> str:
         return f"rounds/{number:02d}/model"
 
-    def _output(self, number: int, stage: str) -> str:
+    def output(self, number: int, stage: str) -> str:
         output: str = self.ledger.entries()[f"{number:02d}/{stage}"]["output"]
         return output
-
-    def _pairs_of(self, number: int) -> str:
-        name: str = self.ledger.entries()[f"{number:02d}/pair"]["summary"]["name"]
-        return name
 
     def _seconds(self, number: int) -> dict[str, float]:
         prefix = f"{number:02d}/"
         return {name.removeprefix(prefix): entry["seconds"] for name, entry in self.ledger.entries().items()
                 if name.startswith(prefix)}  # fmt: skip
 
-    def _check_budget(self) -> None:
-        """Raises CheckFailed where the hours or the disk are spent."""
-        budget = self.config.budget
-        hours = (sum(entry["seconds"] for entry in self.ledger.entries().values())) / 3600
-        if budget.hours is not None and hours >= budget.hours:
-            raise CheckFailed(f"the budget of {budget.hours:g} hours is spent ({hours:.2f})",
-                              where=str(self.root), hint="Raise hours in [budget] and resume.")  # fmt: skip
-        if budget.disk_gb is not None and (size := _bytes_in(self.root) / 1e9) >= budget.disk_gb:
-            raise CheckFailed(f"the budget of {budget.disk_gb:g} GB on disk is spent ({size:.2f})",
-                              where=str(self.root),
-                              hint="Raise disk_gb in [budget], or free some, and resume.")  # fmt: skip
-
-
-def judge_settings(judge: JudgeConfig) -> dict[str, Any]:
-    """Of a judge, what shapes its judgments; what is not set is left out."""
-    speed = {"engine_arg", "trust_remote_code", "self_judge", "base_url"}
-    given = {k: v for k, v in judge.options.items() if v not in (None, (), {}, False) and k not in speed}
-    return {"model": judge.model} | given
-
-
-def _reward_judge(policy: EngineConfig, model: Path) -> JudgeConfig:
-    """A reward model of our own as a judge, on an engine like the policy's."""
-    from gavel.command import options_of
-    from judge.cli import judge
-
-    table: dict[str, Any] = {
-        "method": "reward",
-        "dtype": policy.dtype,
-        "engine_arg": dict(policy.engine_args),
-    }
-    if policy.engine:
-        table["engine"] = policy.engine
-    if policy.context:
-        table["max_model_len"] = policy.context
-    unused = {"out", "name", "dry_run", "reparse", "gold"}
-    return JudgeConfig(model=str(model), options=options_of(judge, table, "[train.reward]", unused))
-
 
 def _weights(policy: EngineConfig) -> str:
     """Version of the first policy's weights."""
-    if policy.resolved() == "fake" and not any(Path(policy.model).glob("*.safetensors")):
+    if policy.resolved() == "fake" and not held(Path(policy.model)):
         return policy.model
     return weights_version(policy.model, policy.adapter)
-
-
-def _prune(folder: Path) -> None:
-    """Frees a round's weights; what was measured of them stays."""
-    for name in ("model", "reward", "reference"):
-        for file in (folder / name).glob("*.safetensors"):
-            file.unlink()
-        shutil.rmtree(folder / name / "adapter", ignore_errors=True)
-
-
-def _bytes_in(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

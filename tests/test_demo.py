@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import demo
+import demo.run
 from demo.oracle import exact_match
 from demo.run import HELD_OUT, MODELS, SAMPLES, Chosen, run_demo
 from demo.tasks import FAMILIES, draw, pool_of
@@ -128,6 +129,42 @@ def test_shuffled_labels_teach_nothing(lifted: tuple[Path, dict[str, Any]], tmp_
     assert last["sampled_answers"] >= 4000
     assert last["exact_match_sampled"] <= first["exact_match_sampled"] + 4
     assert 40 < last["judge_accuracy"] < 60
+
+
+@pytest.fixture
+def faked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo without its models: fake engines, and no gates, which would stop such rounds."""
+    from rounds.read_config import config_of
+
+    plain = demo.run.settings
+
+    def settings(out: Path, chosen: Chosen) -> Any:
+        table = dict(plain(out, chosen).table)
+        table["policy"] |= {"engine": "fake", "tokenizer": table["policy"]["model"]}
+        for judge in (table["judge"], table["evaluate"]["judge"]):
+            judge["engine"] = "fake"
+        table["train"] |= {"batch-size": 8, "micro-batch": 8, "epochs": 1}
+        return config_of(table | {"gates": {"defaults": False}}, "the demo")
+
+    monkeypatch.setattr(demo.run, "settings", settings)
+    monkeypatch.setattr(demo.run, "HELD_OUT", 300)
+    monkeypatch.setattr(demo.run, "ROOM", 64)
+
+
+@pytest.mark.engine
+@pytest.mark.usefixtures("faked", "one_thread")
+def test_a_demo_can_be_moved_and_given_more_rounds(tmp_path: Path) -> None:
+    one, moved = tmp_path / "one", tmp_path / "moved"
+    run_demo(str(one), Chosen(rounds=1, prompts=32))
+    first = (one / "rounds" / "01" / "completions.jsonl").read_bytes()
+    one.rename(moved)
+    assert len(run_demo(str(moved), Chosen(rounds=2, prompts=32))["rounds"]) == 3
+    assert (moved / "rounds" / "01" / "completions.jsonl").read_bytes() == first
+    config = (moved / "config.toml").read_bytes()
+    with pytest.raises(InputError, match="took in 64 prompts, enough for 2 rounds") as refused:
+        run_demo(str(moved), Chosen(rounds=3, prompts=32))
+    assert refused.value.where is not None and "--rounds 3" in refused.value.where
+    assert (moved / "config.toml").read_bytes() == config
 
 
 def _state(root: Path) -> dict[str, bytes]:

@@ -97,6 +97,100 @@ def test_changing_a_finished_stage_is_refused_with_what_differs(copied: Path, ga
     assert "max_tokens: was 16, now 12" in done.err and "--from" in done.err
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("max-tokens = 16", "max-tokens = 12", "stage 00/evaluate was done"),
+        ("learning-rate = 0.001", "learning-rate = 0.002", "stage 01/train was done"),
+        ("rounds = 2", "rounds = 9", "9 rounds of 8 prompts are more than the 32 there are"),
+    ],
+)
+def test_a_start_that_is_refused_leaves_the_run_its_configuration(
+    copied: Path, tmp_path: Path, gavel: Gavel, old: str, new: str, said: str
+) -> None:
+    """Whichever stage it is refused at; nothing else is changed either."""
+    before = {p: p.read_bytes() for p in copied.rglob("*") if p.is_file() and p.name != ".lock"}
+    other = tmp_path / "other.toml"
+    other.write_text((copied / "config.toml").read_text().replace(old, new, 1))
+    refused = gavel("rounds", "start", other, "--out", copied)
+    assert refused.code == 2 and said in refused.err
+    assert {p: p.read_bytes() for p in copied.rglob("*") if p.is_file() and p.name != ".lock"} == before
+    assert gavel("rounds", "resume", copied).code == 0
+
+
+def test_start_redoes_by_another_configuration(copied: Path, tmp_path: Path, gavel: Gavel) -> None:
+    other = tmp_path / "other.toml"
+    text = (copied / "config.toml").read_text()
+    other.write_text(text.replace("learning-rate = 0.001", "learning-rate = 0.002", 1))
+    refused = gavel("rounds", "start", other, "--out", copied, "--from", "02/train")
+    assert refused.code == 2 and "stage 01/train was done" in refused.err
+    assert not (copied / "redone").exists()
+    done = gavel("rounds", "start", other, "--out", copied, "--from", "1/train")
+    assert done.code == 0, done.err
+    assert [line.learning_rate for line in read_figures(copied)] == [None, 0.002, 0.002]
+    assert "learning-rate = 0.002" in (copied / "config.toml").read_text()
+    assert "learning-rate = 0.001" in (copied / "redone" / "01" / "config.toml").read_text()
+    dry = gavel("rounds", "start", other, "--out", copied, "--from", "1/train", "--dry-run")
+    assert dry.code == 2 and "--dry-run, --from" in dry.err
+
+
+def test_a_redo_that_was_stopped_is_asked_for_again(copied: Path, gavel: Gavel) -> None:
+    """Where the run already stands before that stage there is nothing more to set aside."""
+    from gavel.rundir import RunDir
+    from rounds.read_config import read_config
+    from rounds.redo import set_aside
+
+    with RunDir.open(copied) as run:
+        set_aside(run, "02/train", read_config(str(copied / "config.toml")))
+    done = gavel("rounds", "resume", copied, "--from", "02/train")
+    assert done.code == 0, done.err
+    assert [p.name for p in (copied / "redone").iterdir()] == ["01"]
+    assert [line.round for line in read_figures(copied)] == [0, 1, 2]
+
+
+def test_a_run_goes_on_without_the_source_of_its_prompts(finished: Path, copied: Path, gavel: Gavel) -> None:
+    source, away = finished.parent / "prompts.jsonl", finished.parent / "away"
+    source.rename(away)
+    try:
+        started = gavel("rounds", "start", copied / "config.toml", "--out", copied)
+        resumed = gavel("rounds", "resume", copied)
+    finally:
+        away.rename(source)
+    assert started.code == 0, started.err
+    assert resumed.code == 0, resumed.err
+
+
+def test_a_redo_that_needs_freed_weights_is_refused_before_anything_is_moved(
+    copied: Path, gavel: Gavel
+) -> None:
+    weights = copied / "rounds" / "01" / "model" / "model.safetensors"
+    weights.rename(copied / "away")
+    refused = gavel("rounds", "resume", copied, "--from", "02/judge")
+    assert refused.code == 2 and "needs weights that were freed" in refused.err
+    assert "02/evaluate" in refused.err and "01/train" in refused.err
+    assert not (copied / "redone").exists() and (copied / "rounds" / "02" / "judgments").exists()
+    done = gavel("rounds", "resume", copied, "--from", "02/evaluate")
+    assert done.code == 0, done.err
+
+
+def test_other_gold_labels_under_the_same_name_are_refused(tiny: Tiny, tmp_path: Path, gavel: Gavel) -> None:
+    table = small_table(tiny, tmp_path, rounds=1)
+    gold = tmp_path / "gold.jsonl"
+    rows = [{"prompt": f"what is {i}?", "chosen": f"it is {i}", "rejected": "no"} for i in range(4)]
+    gold.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table["judge"] |= {"gold": str(gold), "min_accuracy": 0.0, "min_order_agreement": 0.0}
+    run = tmp_path / "run"
+    done = gavel("rounds", "start", write(table, tmp_path), "--out", run)
+    assert done.code == 0, done.err
+    stages = json.loads((run / "manifest.json").read_bytes())["stages"]
+    judged, evaluated = stages["01/judge"]["inputs"], stages["01/evaluate"]["inputs"]
+    assert {f"gold {gold}", f"weights of {tiny.other}", f"tokenizer of {tiny.other}"} <= judged.keys()
+    assert f"weights of {tiny.half}" in evaluated
+    gold.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    refused = gavel("rounds", "resume", run)
+    assert refused.code == 2 and f"made from gold {gold}: was " in refused.err
+
+
 def test_redoing_from_a_stage_keeps_the_old_beside_it(copied: Path, gavel: Gavel) -> None:
     config = copied / "config.toml"
     config.write_text(config.read_text().replace("learning-rate = 0.001", "learning-rate = 0.002", 1))
@@ -217,6 +311,11 @@ def test_a_spent_budget_stops_and_a_larger_one_goes_on(tiny: Tiny, tmp_path: Pat
     assert stopped.code == 1 and "the budget of the judge is spent" in stopped.err
     assert "(round 1)" in stopped.out or "as it was before the rounds" in stopped.out, "the last words so far"
     assert [line.round for line in read_figures(run)] == [0, 1]
+    judged = {path: path.read_bytes() for path in run.glob("rounds/*/judgments/*/judgments.jsonl")}
+    assert len(judged) == 2, "it stopped in a pass"
+    again = gavel("rounds", "resume", run)
+    assert again.code == 1 and "the budget of the judge is spent" in again.err
+    assert {path: path.read_bytes() for path in judged} == judged, "the same budget buys nothing more"
     table["budget"] = {"judge_calls": 400}
     done = gavel("rounds", "start", write(table, tmp_path), "--out", run)
     assert done.code == 0, done.err
@@ -337,5 +436,6 @@ def test_a_dry_run_measures_and_leaves_nothing(tiny: Tiny, tmp_path: Path, gavel
     said = json.loads(done.out)
     assert said["rounds"] == 3 and said["completions_a_round"] == 96
     assert 0.5 * 96 * 3 <= said["judge_calls"] <= 96 * 3  # equal texts are asked about once
-    assert said["hours"] > 0 and said["disk_gb"] > 0 and said["engines"] == "keep"
+    assert said["seconds_a_round"]["train"] > 0 and said["disk_gb"] > 0 and said["engines"] == "keep"
+    assert said["hours"] >= 0  # of so small a run they round to nothing
     assert not (tmp_path / "run").exists()
