@@ -161,10 +161,7 @@ def length_controlled(
     labels = np.concatenate([p, [a.p for a in anchors]])
     weights = np.concatenate([np.ones(len(rows)), [a.weight for a in anchors]])
     phi, psi, theta = _fit(x if difficult else x[:, [0, 2]], labels, weights, difficult)
-    if math.isinf(theta):  # one side always won
-        rate = 100.0 * (theta > 0)
-    else:
-        rate = float(100 * np.mean(_sigmoid(psi * gamma + theta)))
+    rate = float(100 * np.mean(_sigmoid(psi * gamma + theta)))  # θ is infinite where one side always won
     return LengthControlled(rate, len(rows), len(anchors), phi, psi if difficult else None, theta)
 
 
