@@ -210,10 +210,13 @@ def sayings(line: Line) -> list[str]:
     """What a round's gates say to a person, as it ends: those that tripped, and once for each figure that it
     was not measured, since its gates then guard nothing."""
     tripped = [gate for gate in line.gates if gate["tripped"]]
-    silent = dict.fromkeys(gate["what"] for gate in line.gates if gate["value"] is None)
+    silent = dict.fromkeys(
+        gate["what"] for gate in line.gates if gate["value"] is None and not gate["tripped"]
+    )
     unmeasured = [f"round {line.round}, no gate: {what}" for what in silent]
     if not tripped:
-        passed = ", its gates are passed" if len(line.gates) > len(silent) else ""
+        measured = any(gate["value"] is not None for gate in line.gates)
+        passed = ", its gates are passed" if measured else ""
         return [f"round {line.round} is over{passed}", *unmeasured]
     action = {"warn": "warning", "roll_back": "roll back", "stop": "stop"}
     return [f"round {line.round}, {action[gate['action']]}: {gate['what']}" for gate in tripped] + unmeasured

@@ -43,7 +43,7 @@ def _cell(figure: dict[str, Any] | None, name: str) -> str:
 
 
 def _gates(line: Line) -> str:
-    silent = len(dict.fromkeys(gate["figure"] for gate in line.gates if gate["value"] is None))
+    silent = len({gate["figure"] for gate in line.gates if gate["value"] is None and not gate["tripped"]})
     unmeasured = f"{silent} figures not measured" if silent > 1 else "1 figure not measured" if silent else ""
     tripped = list(dict.fromkeys(gate["figure"] for gate in line.gates if gate["tripped"]))
     if tripped:

@@ -105,7 +105,8 @@ def _which(tripped: Sequence[tuple[int, dict[str, object]]]) -> str:
 
 def _unmeasured(rounds: Sequence[RoundFigures]) -> str:
     """How many gates said nothing, since their figures were not measured."""
-    count = sum(not known(gate.get("value")) for one in rounds for gate in one.gates)
+    gates = [gate for one in rounds for gate in one.gates if not gate.get("tripped")]
+    count = sum(not known(gate.get("value")) for gate in gates)
     return f"not measured: {count:,}" if count else ""
 
 
