@@ -7,8 +7,12 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from gavel.errors import CheckFailed
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 # AlpacaEval chooses it among 10^(-4 … 4) by cross-validation and mostly ends here; docs/winrate.md has
 # what other values do
@@ -157,10 +161,7 @@ def length_controlled(
     labels = np.concatenate([p, [a.p for a in anchors]])
     weights = np.concatenate([np.ones(len(rows)), [a.weight for a in anchors]])
     phi, psi, theta = _fit(x if difficult else x[:, [0, 2]], labels, weights, difficult)
-    if math.isinf(theta):  # one side always won
-        rate = 100.0 * (theta > 0)
-    else:
-        rate = float(100 * np.mean(1 / (1 + np.exp(-(psi * gamma + theta)))))
+    rate = float(100 * np.mean(_sigmoid(psi * gamma + theta)))  # θ is infinite where one side always won
     return LengthControlled(rate, len(rows), len(anchors), phi, psi if difficult else None, theta)
 
 
@@ -186,15 +187,22 @@ def length_controlled_interval(
     x = np.column_stack([terms, np.ones(len(rows))]) if terms.any() else np.ones((len(rows), 1))
     if math.isinf(found.intercept) or len(rows) < 3:
         return None
-    fitted = 1 / (1 + np.exp(-(found.length * terms + found.intercept)))
+    fitted = _sigmoid(found.length * terms + found.intercept)
     a = (x.T * (fitted * (1 - fitted))) @ x
     b = (x.T * (np.array([p for p, _ in rows]) - fitted) ** 2) @ x
     if np.linalg.cond(a) > 1e12:
         return None
     inverse = np.linalg.inv(a)
-    half = Z95 * math.sqrt((inverse @ b @ inverse)[-1, -1])
-    low, high = (100 / (1 + math.exp(-(found.intercept + end))) for end in (-half, half))
+    half = Z95 * math.sqrt(max(0.0, (inverse @ b @ inverse)[-1, -1]))  # rounding may leave less than nothing
+    low, high = (100 * float(_sigmoid(found.intercept + end)) for end in (-half, half))
     return low, high
+
+
+def _sigmoid(x: ArrayLike) -> Any:
+    """1 / (1 + e⁻ˣ) of a number or an array; written so that no x is too large for it."""
+    import numpy as np
+
+    return (1 + np.tanh(np.asarray(x) / 2)) / 2
 
 
 def _length_terms(differences: Sequence[float]) -> list[float]:

@@ -177,13 +177,15 @@ def ratios(now: Sequence[Answer], first: Sequence[Answer]) -> dict[str, Figure]:
     `distinct_ratio`."""
     a, b = (_by_prompt(answers, _lengths(answers)) for answers in (now, first))
     both = [prompt for prompt in a if prompt in b]
-    nothing = Figure(None, why="the first policy's is 0 or not known")
-    found = {"length_ratio_first": nothing}
-    if any(b[prompt] for prompt in both):
+    found = {"length_ratio_first": Figure(None, why="the first policy's answers are empty")}
+    if not both:
+        found = {"length_ratio_first": Figure(None, why="no prompt was answered by both policies")}
+    elif any(b[prompt] for prompt in both):
         found = {"length_ratio_first": ratio_of_means([a[p] for p in both], [b[p] for p in both])}
     for k in (1, 2, 3):
         ratio = distinct_ratio([a.tokens for a in now], [a.tokens for a in first], k)
-        found[f"distinct_{k}_ratio_first"] = nothing if ratio is None else Figure(ratio)
+        why = None if ratio is not None else f"no answer of the first policy has {k} token{'s' * (k > 1)}"
+        found[f"distinct_{k}_ratio_first"] = Figure(ratio, why=why)
     return found
 
 
@@ -193,15 +195,18 @@ def distinct_ratio(now: Iterable[Sequence[Any]], first: Iterable[Sequence[Any]],
     In more text more of them come again, so that by `distinct` alone longer answers are less diverse, and
     shorter ones more. Here as many k-grams as the smaller set has are drawn from the larger without return;
     the different ones to be expected are E(S_m) = Σ_i 1 − C(N − N_i, m) / C(N, m), m of N being drawn among
-    which the i-th comes N_i times (Hurlbert 1971, Ecology 52:577). None where one side has no k-gram.
+    which the i-th comes N_i times (Hurlbert 1971, Ecology 52:577). 0 where these texts have no k-gram and the
+    others have: they have lost them all. None where the others have none.
 
     >>> ratio = distinct_ratio([[1, 2], [1, 2]], [[1, 2]], 1)  # of two drawn from 1 2 1 2 a third are alike
     >>> round(ratio, 6)
     0.833333
     """
     counts = [Counter(_grams(texts, k)) for texts in (now, first)]
+    if not counts[1]:
+        return None
     size = min(c.total() for c in counts)
-    return _expected(counts[0], size) / _expected(counts[1], size) if size else None
+    return _expected(counts[0], size) / _expected(counts[1], size) if size else 0.0
 
 
 def _expected(counts: Counter[Any], size: int) -> float:

@@ -44,22 +44,25 @@ class Gate:
     action: str = "warn"
 
 
-#: Why each: docs/rounds.md.
+#: What the judge must pass before it labels; the test's own thresholds are options of [judge].
+_TESTED_BEFORE = {"gold_accuracy": "min_accuracy", "gold_order_agreement": "min_order_agreement"}
+#: Why each, and why the other figures have none: docs/rounds.md.
 DEFAULTS = (
     Gate(figure="win_rate_previous", least=48, action="roll_back"),
     Gate(figure="win_rate_first", least=48, action="roll_back"),
+    Gate(figure="win_rate_previous_lc", least=48, action="warn"),
     Gate(figure="win_rate_first_lc", least=48, action="warn"),
     Gate(figure="kl_first_token", most=1.0, action="warn"),
     Gate(figure="kl_first_token", most=5.0, action="roll_back"),
     Gate(figure="length_ratio_first", most=1.5, action="warn"),
     Gate(figure="length_ratio_first", most=3.0, action="roll_back"),
+    Gate(figure="length_ratio_first", least=0.33, action="warn"),
     Gate(figure="cut_off_rise_first", most=0.1, action="warn"),
     Gate(figure="cut_off_rise_first", most=0.3, action="roll_back"),
     Gate(figure="distinct_2_ratio_first", least=0.5, action="warn"),
     Gate(figure="distinct_2_ratio_first", least=0.2, action="roll_back"),
     Gate(figure="self_repetition_rise_first", most=0.2, action="warn"),
     Gate(figure="top_answer_rise_first", most=0.3, action="roll_back"),
-    Gate(figure="gold_accuracy", least=0.6, action="stop"),
     Gate(figure="judge_agreement", least=0.5, action="stop"),
     Gate(figure="judge_agreement", least=0.6, action="warn"),
     Gate(figure="flip_rate", most=0.4, action="warn"),
@@ -90,7 +93,8 @@ def read_gates(table: Mapping[str, Any], where: str) -> tuple[Gate, ...]:
     for none. What a table says of a figure takes the place of its defaults; `defaults = false` drops them
     all.
 
-    Raises InputError for an unknown figure, key or action, and for a threshold that is no number.
+    Raises InputError for an unknown figure, key or action, for a threshold that is no number, and for false
+    where there is no gate to be turned off but a test.
     """
     own = dict(table)
     defaults = own.pop("defaults", True)
@@ -102,6 +106,9 @@ def read_gates(table: Mapping[str, Any], where: str) -> tuple[Gate, ...]:
         if figure not in FIGURES:
             raise InputError(f'there is no figure "{figure}"', where=where, hint=nearest(figure, FIGURES))
         if entry is False:
+            if figure in _TESTED_BEFORE:
+                raise InputError("has no gate to turn off: the judge is tested before it labels", where=place,
+                                 hint=f"Set {_TESTED_BEFORE[figure]} = 0 in [judge].")  # fmt: skip
             continue
         for one in entry if isinstance(entry, list) else [entry]:
             found.append(_gate(figure, one, place))
@@ -179,13 +186,19 @@ def decide(outcomes: Sequence[Outcome]) -> str:
 
 def best(lines: Sequence[Line]) -> int:
     """The round whose policy is best: of those that no gate stopped or rolled back the one with the highest
-    win rate against the first policy, which has 50 against itself; of equals the earlier. Without win rates
-    the last one. A round without one is not compared where others have it."""
+    win rate against the first policy, which has 50 against itself; of equals the earlier. A round without a
+    win rate is not better than the first policy as far as is known, and no candidate; only where no round at
+    all has one, a rolled back one neither, the last one counts as the best."""
     passed = [line for line in lines if line.round == 0 or line.decision == "go_on"]
-    rates = {line.round: rate for line in passed if (rate := _rate(line)) is not None}
-    if len(rates) == 1:  # of the first policy alone
+    if not _measured(lines):
         return passed[-1].round
+    rates = {line.round: rate for line in passed if (rate := _rate(line)) is not None}
     return max(rates, key=lambda number: (rates[number], -number))
+
+
+def _measured(lines: Sequence[Line]) -> bool:
+    """Whether any round has a win rate."""
+    return any(line.round and _rate(line) is not None for line in lines)
 
 
 def _rate(line: Line) -> float | None:
@@ -199,10 +212,13 @@ def sayings(line: Line) -> list[str]:
     """What a round's gates say to a person, as it ends: those that tripped, and once for each figure that it
     was not measured, since its gates then guard nothing."""
     tripped = [gate for gate in line.gates if gate["tripped"]]
-    silent = dict.fromkeys(gate["what"] for gate in line.gates if gate["value"] is None)
+    silent = dict.fromkeys(
+        gate["what"] for gate in line.gates if gate["value"] is None and not gate["tripped"]
+    )
     unmeasured = [f"round {line.round}, no gate: {what}" for what in silent]
     if not tripped:
-        passed = ", its gates are passed" if len(line.gates) > len(silent) else ""
+        measured = any(gate["value"] is not None for gate in line.gates)
+        passed = ", its gates are passed" if measured else ""
         return [f"round {line.round} is over{passed}", *unmeasured]
     action = {"warn": "warning", "roll_back": "roll back", "stop": "stop"}
     return [f"round {line.round}, {action[gate['action']]}: {gate['what']}" for gate in tripped] + unmeasured
@@ -215,18 +231,21 @@ def last_words(lines: Sequence[Line], root: Path) -> str:
     model = chosen.path(root)
     rounds = [line for line in lines if line.round]
     measured = {line.round: line.figures.get("win_rate_first", {}) for line in rounds}
+    unknown = [n for n, figure in measured.items() if figure.get("value") is None]
     if chosen.round == 0:
         failed = "; ".join(f"round {line.round}: {_why(line)}" for line in rounds)
-        return f"Use {model}, as it was before the rounds: no round was better. {failed}"
+        no_better = "no round is known to be better" if any(
+            lines[n].decision == "go_on" for n in unknown) else "no round was better"  # fmt: skip
+        return f"Use {model}, as it was before the rounds: {no_better}. {failed}"
     figure = measured[chosen.round]
     if figure.get("value") is None:
-        reason = "it is the last round that no gate stopped; win rates were not measured"
+        reason = "it is the last round that no gate stopped or rolled back; win rates were not measured"
     else:
         low, high = figure.get("interval") or (math.nan, math.nan)
         reason = f"it wins {figure['value']:.1f} % (95 %: {low:.1f} to {high:.1f}) against the first policy"
         reason += " on held-out prompts by the second judge"
-        others = [f"round {n} {f['value']:.1f} %" for n, f in measured.items()
-                  if n != chosen.round and f.get("value") is not None]  # fmt: skip
+        others = [f"round {n} " + ("was not measured" if n in unknown else f"{f['value']:.1f} %")
+                  for n, f in measured.items() if n != chosen.round]  # fmt: skip
         reason += f"; {', '.join(others)}" if others else ""
     what = {"stop": "stopped", "roll_back": "rolled back"}
     others_failed = [

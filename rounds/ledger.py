@@ -21,6 +21,7 @@ from gavel.errors import InputError
 from gavel.plans import differences
 from gavel.rundir import JsonlWriter, RunDir, read_lines
 from gavel.weights import file_hash
+from rounds import progress
 
 
 @dataclass(frozen=True)
@@ -161,9 +162,9 @@ class Events:
 
     @contextmanager
     def of(self, stage: str) -> Iterator[None]:
-        """Notes when a stage begins and ends, or why it did not."""
+        """Notes when a stage begins, how much of it is there by then, and when it ends, or why it did not."""
         started = time.monotonic()
-        self.add("begin", stage=stage)
+        self.add("begin", stage=stage, kept=progress.kept(self._path.parent, stage))
         try:
             yield
         except BaseException as error:

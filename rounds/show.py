@@ -43,11 +43,15 @@ def _cell(figure: dict[str, Any] | None, name: str) -> str:
 
 
 def _gates(line: Line) -> str:
-    tripped = [gate["figure"] for gate in line.gates if gate.get("tripped")]
-    if not tripped:
-        return "-" if line.round == 0 else "passed"
-    what = {"go_on": "warned", "stop": "stopped", "roll_back": "rolled back"}[line.decision]
-    return f"{what}: {', '.join(tripped)}"
+    silent = len({gate["figure"] for gate in line.gates if gate["value"] is None and not gate["tripped"]})
+    unmeasured = f"{silent} figures not measured" if silent > 1 else "1 figure not measured" if silent else ""
+    tripped = list(dict.fromkeys(gate["figure"] for gate in line.gates if gate["tripped"]))
+    if tripped:
+        what = {"go_on": "warned", "stop": "stopped", "roll_back": "rolled back"}[line.decision]
+        said = f"{what}: {', '.join(tripped)}"
+    else:
+        said = "passed" if any(gate["value"] is not None for gate in line.gates) else ""
+    return "; ".join(filter(None, (said, unmeasured))) or "-"
 
 
 def show_status(found: dict[str, Any]) -> None:

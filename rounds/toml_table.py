@@ -122,10 +122,8 @@ def _value(value: Any) -> str:
         import json
 
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, float):
-        return repr(value).replace("inf", "inf") if math.isfinite(value) else str(value)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_value, value)) + "]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + "}"
-    return str(value)  # whole numbers, dates and times
+    return str(value)  # numbers, dates and times

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from rounds.figures import (
     rises,
 )
 from rounds.gates import DEFAULTS, FIGURES, Gate, best, check, decide, last_words, read_gates, sayings
+from rounds.show import _gates as shown
 from rounds.standing import Line, plan_of, prunable
 
 
@@ -86,7 +88,12 @@ def test_ratios_and_changes() -> None:
     assert found["length_ratio_first"].value == 2.0
     # residuals 4 - 2·2 and 2 - 2·1 are 0
     assert found["length_ratio_first"].interval == (2.0, 2.0)
-    assert ratios([answer(1)], [answer()])["length_ratio_first"].value is None
+    empty = ratios([answer(1)], [answer()])
+    assert empty["length_ratio_first"] == Figure(None, why="the first policy's answers are empty")
+    assert empty["distinct_1_ratio_first"] == Figure(None, why="no answer of the first policy has 1 token")
+    strangers = [Answer("a", [1], False, prompt=name) for name in ("p", "q")]
+    found = ratios(strangers[:1], strangers[1:])
+    assert found["length_ratio_first"] == Figure(None, why="no prompt was answered by both policies")
     lines = [{"logps/chosen": -10.0 - i, "logps/rejected": -20.0 - 2 * i} for i in range(20)]
     found = logprob_changes(lines)
     assert found["chosen_logprob_change"].value == pytest.approx(-18.0)  # of two lines each
@@ -99,6 +106,14 @@ def test_different_k_grams_in_equally_many_by_hand() -> None:
     assert distinct_ratio([[1, 1, 1, 2]], [[1, 2, 3]], 1) == pytest.approx((2 - 1 / 4) / 3)
     assert distinct_ratio([[1, 2, 3]], [[1, 1, 1, 2]], 1) == pytest.approx(3 / (2 - 1 / 4))
     assert distinct_ratio([[1, 2]], [[3]], 2) is None
+
+
+def test_a_collapse_to_answers_without_k_grams_has_none_of_the_first_policys() -> None:
+    found = ratios([answer(1), answer(1)], [answer(1, 2), answer(2, 3)])
+    assert found["distinct_2_ratio_first"] == Figure(0.0)
+    assert found["distinct_3_ratio_first"] == Figure(None, why="no answer of the first policy has 3 tokens")
+    tripped = {(one.figure, one.action) for one in check(DEFAULTS, found) if one.tripped}
+    assert ("distinct_2_ratio_first", "roll_back") in tripped
 
 
 def test_longer_answers_of_the_same_diversity_keep_it_and_a_collapse_does_not() -> None:
@@ -224,6 +239,7 @@ def test_gates_of_a_table_take_the_place_of_the_defaults() -> None:
         ({"length_ratio_first": {"min": 3, "max": 2}}, "min is above max"),
         ({"cut_off": {"most": 1}}, 'unknown key "most"'),
         ({"cut_off": {}}, "has neither min nor max"),
+        ({"gold_accuracy": False}, "Set min_accuracy = 0 in"),
         ({"cut_off": 1}, "is no gate"),
         ({"defaults": 1}, "neither true nor false"),
     ],
@@ -250,6 +266,19 @@ def test_the_best_round_is_the_one_that_wins_most_and_was_not_rolled_back() -> N
     assert best([line(0), line(1, 70.0), line(2), line(3, 52.0)]) == 1, "whatever round 2 is"
     assert best([line(0), line(1), line(2, 40.0)]) == 0
     assert best([line(0), line(1), line(2, decision="stop")]) == 1
+    assert best([line(0), line(1, 40.0, "roll_back"), line(2)]) == 0, "it may be worse than the first"
+    assert best([line(0), line(1, 60.0, "roll_back"), line(2)]) == 0, "rolled back for another reason"
+
+
+def test_every_figure_has_a_default_gate_or_a_reason_in_the_documentation() -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "rounds.md").read_text()
+    reasons = guide.partition("The other figures have no default")[2].partition("A threshold that no")[0]
+    without = {name for name in FIGURES if name not in {gate.figure for gate in DEFAULTS}}
+    named = re.sub(r"`distinct_1` … `_3`", "`distinct_1` `distinct_2` `distinct_3`", reasons)
+    for name in without:
+        assert any(f"`{name}`" in row.split("|")[1] for row in named.splitlines() if row.startswith("|")), (
+            name
+        )
 
 
 def test_a_round_starts_from_the_last_one_or_after_a_rollback_from_the_best() -> None:
@@ -270,6 +299,12 @@ def test_last_words_name_the_checkpoint_and_the_reason() -> None:
     assert words.endswith("Round 2 was rolled back: cut off 0.9 is over 0.5.")
     assert "no round was better" in last_words([line(0), line(1, 45.0)], Path("run"))
     assert "win rates were not measured" in last_words([line(0), line(1, best=1)], Path("run"))
+    unknown = [line(0), line(1, 40.0, "roll_back", gates=[gate]), line(2)]
+    assert "before the rounds: no round is known to be better. round 1: cut off" in last_words(
+        unknown, Path("run")
+    )
+    some = last_words([line(0), line(1, 70.0, best=1), line(2, best=1)], Path("run"))
+    assert "by the second judge; round 2 was not measured." in some
 
 
 def test_what_was_not_measured_is_said_once_and_before_nobody_trusts_its_gates() -> None:
@@ -281,3 +316,14 @@ def test_what_was_not_measured_is_said_once_and_before_nobody_trusts_its_gates()
         "round 1 is over, its gates are passed",
         "round 1, no gate: judge agreement was not measured: there is no second judge",
     ]
+
+
+def test_a_round_of_which_nothing_was_measured_has_not_passed() -> None:
+    gates = [o.to_json() for o in check(DEFAULTS, {})]
+    some = [o.to_json() for o in check(DEFAULTS, {"unusable": Figure(0.0), "flip_rate": Figure(0.9)})]
+    assert shown(line(0)) == "-" and shown(line(1)) == "-"
+    assert shown(line(1, gates=gates)) == f"{len({g.figure for g in DEFAULTS})} figures not measured"
+    assert shown(line(1, gates=gates[:1])) == "1 figure not measured"
+    assert shown(line(1, gates=[g for g in some if g["figure"] == "unusable"])) == "passed"
+    both = [g for g in some if g["figure"] in ("flip_rate", "win_rate_first")]
+    assert shown(line(1, gates=both)) == "warned: flip_rate; 1 figure not measured"

@@ -26,11 +26,12 @@ from gavel.scores import Candidate
 from rounds.report.charts import number
 from rounds.report.collect import collect, collect_run
 from rounds.report.details import of_run
+from rounds.report.embed import embed
 from rounds.report.overview import overall
-from rounds.report.page import LIMIT_BYTES, embed
+from rounds.report.page import LIMIT_BYTES
 from rounds.report.page import build as build_page
-from rounds.report.sample import JUDGES, ORDERS, SHARES, SMALL, PairTally, allot, spread
-from rounds.report.shapes import Report, RunReport
+from rounds.report.sample import JUDGES, ORDERS, SHARES, SMALL, PairTally, allot
+from rounds.report.shapes import Curve, PassReport, Report, RoundFigures, RunReport, Texts
 from rounds.report.tally import BARS, FIRST, LATER, SAME, TIE, TIES, against_length, histogram
 from rounds.report.training import MOST_POINTS, read_curves, read_rounds
 
@@ -69,8 +70,7 @@ def page_of(path: Path, pairs: int = 1000) -> tuple[bytes, Parts]:
 
 
 def only(path: Path) -> RunReport:
-    report, _, _ = collect_run("run", path, 100)
-    return report
+    return collect_run("run", path).report
 
 
 # aggregates
@@ -132,9 +132,10 @@ def test_ties_and_places(tmp_path: Path) -> None:
 
 
 def test_pairs_and_agreement(tmp_path: Path) -> None:
-    report, examples, offered = collect_run("r", paired(tmp_path), 100)
+    found = collect_run("r", paired(tmp_path))
+    report, examples = found.report, found.examples(100)
     (made,) = report.pair_sets
-    assert (made.pairs, made.prompts, made.without_pair, offered, made.longer) == (4, 4, 0, 4, 1.0)
+    assert (made.pairs, made.prompts, made.without_pair, len(found.offered), made.longer) == (4, 4, 0, 4, 1.0)
     assert made.margins is not None
     assert made.margins.mean == pytest.approx(4.5)  # (3 + 6) / 2 against 0
     # best is always index 3; the other judge is of two minds about p0 and prefers index 0 of p1
@@ -198,7 +199,7 @@ def test_rounds_are_read_with_their_gates(tmp_path: Path) -> None:
     assert cards["time"].value == "3 min 16 s"
     chart = next(c for c in sections["Figures"].charts if c.title.startswith("Win rate"))
     assert [row[:2] for row in chart.rows] == [(1, "61.2"), (2, "43")]
-    assert chart.caption == "Gate: at least 45 (dashed); round 2 tripped it: roll back."
+    assert chart.caption == "Dashed: at least 45, else roll back; round 2 tripped it: roll back."
     gates = sections["Gates"].tables[1].rows
     assert gates[0][4:] == ("✕ roll back", "The policy wins less often than 45 %.")
     assert "distinct_2" not in str([c.title for c in sections["Figures"].charts])  # null is no figure
@@ -325,7 +326,7 @@ def test_the_sample_is_weighted_to_the_doubtful() -> None:
     picks = tally.draw(400)
     assert len({(pick.prompt, pick.pair) for pick in picks}) == 400
     # 30, 25, 25 and 15 %; the widest are those on which judges disagree, so the last 5 % went to the others
-    assert spread(picks) == {JUDGES: 125, ORDERS: 105, SMALL: 105, "ordinary": 65}
+    assert Counter(pick.stratum for pick in picks) == {JUDGES: 125, ORDERS: 105, SMALL: 105, "ordinary": 65}
     assert all(pick.doubts == () for pick in picks if pick.stratum == "ordinary")
     assert [pick.stratum for pick in picks] == sorted((p.stratum for p in picks), key=list(SHARES).index)
 
@@ -514,20 +515,131 @@ def test_a_cut_text_says_how_long_it_was(tmp_path: Path) -> None:
     assert one["said"][0]["raw"][1] == 30_000
 
 
-def test_the_duels_of_the_evaluation_are_a_part_of_their_own(tmp_path: Path) -> None:
+def test_what_a_round_lacks_of_pairs_goes_to_the_others(tmp_path: Path) -> None:
     home = rounds(tmp_path)
-    paired(home / "evaluation" / "duels", prompts=3)
-    report = collect(home)
-    assert [run.label for run in report.runs] == ["round 1", "round 2", "evaluation"]
-    data = Parts(build_page(report)[0]).data("report-data")
-    assert data["scopes"][data["first"]]["label"] == "round 2"  # what is shown first is a round
-    assert {one.label for one in report.examples} == {"round 1", "round 2", "evaluation"}
+    paired(home / "rounds" / "03", prompts=40)
+    for wanted, each in (
+        (30, {1: 5, 2: 6, 3: 19}),
+        (9, {1: 3, 2: 3, 3: 3}),
+        (0, {}),
+        (999, {1: 5, 2: 6, 3: 40}),
+    ):
+        found = collect(home, wanted)
+        assert Counter(one.label for one in found.examples) == {
+            f"round {n}": count for n, count in each.items()
+        }
+        assert found.offered == {"pair": 51}
+
+
+def test_what_stands_in_for_pairs_is_not_called_a_pair(tmp_path: Path) -> None:
+    home = rounds(tmp_path)
+    build(home / "rounds" / "03", plain(20, 3))
+    report = collect(home, 15)
+    assert report.offered == {"pair": 11, "best and worst": 20}
+    lead = Parts(build_page(report)[0]).data("report-data")["pairs_lead"]
+    assert lead.startswith(
+        "10 of 11 pairs and 5 of 20 prompts (there are no pairs yet: the best and the worst "
+    )
 
 
 def test_the_gravest_doubts_of_all_rounds_come_first(tmp_path: Path) -> None:
     doubts = [one.doubts[:1] for one in collect(rounds(tmp_path)).examples]
     assert doubts[:4] == [(JUDGES,), (JUDGES,), (ORDERS,), (ORDERS,)]
     assert doubts[-1] == ()
+
+
+def test_every_gate_of_a_figure_is_drawn_with_its_action(tmp_path: Path) -> None:
+    def gate(tripped: bool, action: str, **limits: float) -> dict[str, Any]:
+        both = {"min": None, "max": None} | limits
+        return {
+            "figure": "length_mean",
+            "value": 32.0,
+            "action": action,
+            "tripped": tripped,
+            "what": "",
+        } | both
+
+    gates = [gate(True, "warn", max=20.0), gate(True, "roll_back", max=30.0), gate(False, "stop", min=9.0)]
+    lines = [figures(1, None, gates=[gate(False, "warn", max=1.0)]), figures(2, None, gates=gates)]
+    (tmp_path / "figures.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    section = next(s for s in overall(collect(tmp_path)) if s.nav == "Figures")
+    chart = next(c for c in section.charts if c.title == "Mean length, tokens")
+    assert chart.caption == (
+        "Dashed: at most 20, else warn, at most 30, else roll back, at least 9, else stop; "
+        "round 2 tripped it: warn, roll back."
+    )
+    rules = [layer for layer in chart.spec["layer"] if layer["mark"].get("strokeDash")]
+    assert [rule["data"]["values"][0]["value"] for rule in rules] == [20.0, 30.0, 9.0]
+    texts = [layer["data"]["values"] for layer in chart.spec["layer"] if layer["mark"]["type"] == "text"]
+    assert [[one["action"] for one in values] for values in texts] == [
+        ["warn"], ["roll back"], ["stop"], ["warn, roll back"],
+    ]  # fmt: skip
+
+
+def test_a_gate_without_its_figure_is_not_passed(tmp_path: Path) -> None:
+    gate = {"figure": "kl_first", "value": None, "min": None, "max": 1.0, "action": "warn", "tripped": False,
+            "what": "kl first was not measured"}  # fmt: skip
+    lines = [figures(1, None, gates=[gate, gate | {"figure": "length_mean", "value": 0.5}])]
+    (tmp_path / "figures.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sections = {section.nav: section for section in overall(collect(tmp_path))}
+    assert [row[4] for row in sections["Gates"].tables[1].rows] == ["not measured", "passed"]
+    cards = {card.label: card for card in sections["Headline"].cards}
+    assert (cards["gates tripped"].value, cards["gates tripped"].note) == ("0", "none; not measured: 1")
+
+
+def test_titles_name_the_unit_that_the_figure_has() -> None:
+    from rounds.gates import FIGURES as ALL
+    from rounds.report.overview import FIGURES as TITLES
+
+    assert set(TITLES) == set(ALL)
+    for name, title in TITLES.items():
+        assert ("%" in title) is name.startswith("win_rate"), name
+        assert "word" not in title, "k-grams are of tokens"
+
+
+@pytest.mark.parametrize("runs", [1, 2, 3])
+def test_details_of_any_size_end_under_the_limit(runs: int) -> None:
+    """The heaviest section gives first, so that the others are whole."""
+    points = tuple((i, i / 7) for i in range(MOST_POINTS))
+    curves = tuple(Curve(f"größe {i}", points) for i in range(450 // runs))
+    texts = Texts(3, 9, 0, 0, 9, histogram(array("d", [1.0, 2.0])), None, {})
+    many = tuple(RunReport(f"round {i}", texts, curves=curves) for i in range(runs))
+    page, summary = build_page(Report("t", "p", many))
+    assert len(page) < LIMIT_BYTES
+    assert summary["runs"] == runs
+    for scope in Parts(page).data("report-data")["scopes"]:
+        completions, training = scope["sections"]
+        assert completions["charts"] and completions["tables"] and not completions["notes"]
+        left_out = len(curves) - len(training["charts"])
+        assert 0 < left_out < len(curves)
+        assert training["notes"] == [f"To keep the page small {left_out:,} charts are left out here."]
+
+
+def test_figures_of_very_many_rounds_end_under_the_limit() -> None:
+    gates = tuple({"figure": f"f{i}", "value": 1.0, "max": 2.0, "action": "warn", "tripped": i == 0,
+                   "what": f"a gate says something of figure {i}"} for i in range(20))  # fmt: skip
+    values = {f"f{i}": {"value": 1.0 + i / 3, "interval": [0.0, 9.0], "n": 256} for i in range(27)}
+    rounds = tuple(
+        RoundFigures(n, "m", None, 1e-6, {"train": 1.0}, values, gates, "go_on", n) for n in range(700)
+    )
+    page, _ = build_page(Report("t", "p", (), rounds))
+    assert len(page) < LIMIT_BYTES
+    data = Parts(page).data("report-data")
+    head, *others = data["overall"]
+    assert head["cards"] and others[-1]["tables"][1]["rows"][0][4] == "✕ warn"
+    assert any("left out here" in note for section in others for note in section["notes"])
+
+
+def test_parts_without_end_are_left_out() -> None:
+    texts = Texts(3, 9, 0, 0, 9, None, None, {})
+    passes = tuple(PassReport(f"{i} " + "j" * 9000, (), (), 1, 0, 0, {"silent": 1}, {}, None, None, (), True)
+                   for i in range(600))  # fmt: skip
+    page, _ = build_page(Report("t", "p", (RunReport("r", texts, passes),)))
+    assert len(page) < LIMIT_BYTES
+    (head,) = Parts(page).data("report-data")["overall"]
+    assert re.fullmatch(
+        r"[\d,]+ parts of the details are left out, to keep the page small\.", head["notes"][0]
+    )
 
 
 def test_very_many_rounds_keep_their_figures(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from judge.rating import Rating
 from rounds.config import EvaluationSettings
 from rounds.evaluation import OfRound, evaluate
 from rounds.figures import Figure
-from rounds.gates import DEFAULTS, check, decide
+from rounds.gates import DEFAULTS, Gate, check, decide
 
 Answer = Callable[[int], str]  # of the number of a question
 QUESTIONS = 60
@@ -148,6 +148,8 @@ def test_a_policy_that_says_nothing_is_rolled_back_though_no_judge_is_asked(tmp_
     found = evaluated(tmp_path, [Policy("first", varied(1)), Policy("second", lambda _: "")], good_judge)
     assert found["win_rate_first"].value is None
     assert decide(check(DEFAULTS, found)) == "roll_back"
+    assert found["distinct_2_ratio_first"] == Figure(0.0)
+    assert {("distinct_2_ratio_first", "roll_back"), ("length_ratio_first", "warn")} <= tripped(found)
 
 
 def test_yes_and_no_are_no_collapse_where_the_first_policy_says_them_too(tmp_path: Path) -> None:
@@ -178,7 +180,8 @@ def test_labels_that_are_flipped(tmp_path: Path) -> None:
                      gold={"accuracy": 0.2, "order_agreement": 0.9, "n": 50})  # fmt: skip
     found = evaluated(tmp_path, [Policy("a", varied(1)), Policy("b", varied(1))], good_judge, flipped)
     assert found["judge_agreement"].value == 0.0
-    assert {("judge_agreement", "stop"), ("gold_accuracy", "stop")} <= tripped(found)
+    assert ("judge_agreement", "stop") in tripped(found)
+    assert check([Gate(figure="gold_accuracy", least=0.8)], found)[0].tripped
 
 
 def test_weights_that_are_wrecked(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from conftest import Ran
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gavel.errors import CheckFailed
 from gavel.records import Completion, Judgment, Message, Prompt, digest
 from gavel.rundir import JsonlWriter, RunDir, read_records
 from judge.head_to_head import head_to_head, models_of
@@ -150,6 +151,34 @@ def test_the_interval_without_length_differences_by_hand() -> None:
     always = [Comparison(1.0, 20, 20)] * 9
     sure = length_controlled(always)
     assert sure is not None and length_controlled_interval(always, sure) is None
+
+
+def test_an_interval_of_three_comparisons_may_say_nothing_but_does_not_overflow() -> None:
+    """The lengths say nearly all: the intercept's error is in the thousands."""
+    rows = [Comparison(1.0, 17, 0), Comparison(0.0, 39, 18), Comparison(0.0, 27, 0)]
+    found = length_controlled(rows)
+    assert found is not None
+    low, high = length_controlled_interval(rows, found) or (math.nan, math.nan)
+    assert low == pytest.approx(0) and high == pytest.approx(100)
+
+
+@given(
+    st.lists(
+        st.builds(Comparison, st.sampled_from([0.0, 0.5, 1.0]) | st.floats(0, 1), st.integers(0, 40),
+                  st.integers(0, 40)),
+        max_size=8,
+    )
+)  # fmt: skip
+def test_few_comparisons_have_an_interval_that_holds_the_rate_or_none(rows: list[Comparison]) -> None:
+    try:
+        found = length_controlled(rows)
+    except CheckFailed:
+        return
+    interval = found and length_controlled_interval(rows, found)
+    if found is None or interval is None:
+        return
+    low, high = interval
+    assert 0 <= low <= found.rate + 1e-9 and found.rate - 1e-9 <= high <= 100
 
 
 def test_a_planted_quality_stays() -> None:

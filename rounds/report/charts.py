@@ -185,11 +185,8 @@ def by_round(
             continue
         low, high = figure.get("interval") or (None, None)
         values.append({"round": one.round, "value": value, "low": low, "high": high, "n": figure.get("n")})
-        tripped += [
-            {"round": one.round, "value": value, "action": str(g.get("action", "tripped")).replace("_", " ")}
-            for g in one.gates
-            if g.get("figure") == name and g.get("tripped")
-        ]
+        if actions := [_action(g) for g in one.gates if g.get("figure") == name and g.get("tripped")]:
+            tripped.append({"round": one.round, "value": value, "action": ", ".join(dict.fromkeys(actions))})
     if not values:
         return None
     limits = _limits(name, rounds)
@@ -214,6 +211,9 @@ def by_round(
     for limit in limits:
         mark = {"type": "rule", "color": "@bad", "strokeDash": [5, 4]}
         layer.append({"data": {"values": [limit]}, "mark": mark, "encoding": {"y": y}})
+        mark = {"type": "text", "align": "right", "dx": -3, "dy": -6, "color": "@bad"}
+        at = {"x": {"value": "width"}, "y": y, "text": {"field": "action"}}
+        layer.append({"data": {"values": [limit]}, "mark": mark, "encoding": at})
     tooltip = _tooltip(round="round", value=title, low="95 % from", high="to", n="of")
     layer.append(
         {
@@ -230,7 +230,7 @@ def by_round(
         layer.append(
             {"data": {"values": tripped}, "mark": text, "encoding": at | {"text": {"field": "action"}}}
         )
-    said = [f"gate: {limit['what']} (dashed)" for limit in limits]
+    said = [f"dashed: {', '.join(limit['what'] for limit in limits)}"] if limits else []
     said += [f"round {t['round']} tripped it: {t['action']}" for t in tripped]
     caption = "; ".join(said)
     rows = tuple(
@@ -244,14 +244,19 @@ def by_round(
 
 
 def _limits(name: str, rounds: Sequence[RoundFigures]) -> list[Spec]:
-    """The limits that the last round with a gate on this figure was held to."""
-    gates = [g for one in rounds for g in one.gates if g.get("figure") == name]
+    """The limits that the last round with gates on this figure was held to."""
+    held = [[g for g in one.gates if g.get("figure") == name] for one in rounds]
     found = []
-    for end, words in (("min", "at least"), ("max", "at most")):
-        if gates and known(gates[-1].get(end)):
-            limit = gates[-1][end]
-            found.append({"value": limit, "what": f"{words} {number(limit)}"})
+    for gate in next((gates for gates in reversed(held) if gates), []):
+        for end, words in (("min", "at least"), ("max", "at most")):
+            if known(gate.get(end)):
+                what = f"{words} {number(gate[end])}, else {_action(gate)}"
+                found.append({"value": gate[end], "action": _action(gate), "what": what})
     return found
+
+
+def _action(gate: Mapping[str, Any]) -> str:
+    return str(gate.get("action", "tripped")).replace("_", " ")
 
 
 def seconds_by_round(rounds: Sequence[RoundFigures]) -> Chart | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from gavel.rundir import Index, RunDir, holds_lines, is_run
 from gavel.scores import Candidate, aspects_of, distinct_prompts, eligible, in_both_orders, score_completions
 from judge.panel_agreement import Agreement as Alike
 from rounds.report.examples import example
-from rounds.report.sample import PairTally, Pick, doubtfulness
+from rounds.report.sample import PairTally, Pick, allot, doubtfulness
 from rounds.report.shapes import Agreement, Example, PairSet, Report, RunReport
 from rounds.report.tally import PassTally, TextTally, histogram
 from rounds.report.training import read_curves, read_rounds
@@ -50,7 +50,7 @@ def collect(path: str | Path, pairs: int = 1000) -> Report:
     """Reads a run of any stage, a trained model's directory or a directory of rounds.
 
     Args:
-        pairs: how many to draw to be looked at.
+        pairs: how many to draw to be looked at, as many of each round; what one lacks goes to the others.
 
     Raises:
         RunDirError: nothing that can be shown; what to run first is named.
@@ -58,8 +58,6 @@ def collect(path: str | Path, pairs: int = 1000) -> Report:
     home = Path(path)
     rounds = sorted(p for p in (home / "rounds").glob("[0-9]*") if p.is_dir())
     folders = [(f"round {int(p.name)}" if p.name.isdigit() else p.name, p) for p in rounds]
-    if (home / "evaluation" / "duels" / "judgments").is_dir():
-        folders.append(("evaluation", home / "evaluation" / "duels"))
     if not folders:
         folders = [(home.resolve().name, home)]
     folders = [(label, folder) for label, folder in folders if _holds(folder)]
@@ -70,14 +68,19 @@ def collect(path: str | Path, pairs: int = 1000) -> Report:
             where=str(path),
             hint=f"Run first: gavel generate --model M --prompts SRC --out {path}",
         )
-    made = [collect_run(label, folder, pairs // len(folders)) for label, folder in folders]
+    made = [collect_run(label, folder) for label, folder in folders]
+    shares = allot(pairs, [1 / len(made) for _ in made], [len(one.offered) for one in made])
+    examples = [found for one, share in zip(made, shares, strict=True) for found in one.examples(share)]
+    offered: Counter[str] = Counter()
+    for one in made:
+        offered[one.kind] += len(one.offered)
     return Report(
         title=home.resolve().name,
         path=str(path),
-        runs=tuple(run for run, _, _ in made),
+        runs=tuple(one.report for one in made),
         rounds=tuple(figures),
-        examples=tuple(sorted((one for _, found, _ in made for one in found), key=doubtfulness)),
-        offered=sum(offered for _, _, offered in made),
+        examples=tuple(sorted(examples, key=doubtfulness)),
+        offered=dict(offered),
         notes=_notes(home, bool(rounds), bool(figures)),
     )
 
@@ -105,12 +108,33 @@ def _notes(home: Path, rounds: bool, figures: bool) -> tuple[str, ...]:
     return ()
 
 
-def collect_run(label: str, folder: Path, pairs: int) -> tuple[RunReport, list[Example], int]:
-    """One run directory: its report, examples to look at, and how many pairs they were drawn from."""
+@dataclass(frozen=True)
+class Counted:
+    """A run directory once its records were counted.
+
+    kind: what can be looked at, pairs or what stands in for them. offered: all of these.
+    """
+
+    folder: Path
+    report: RunReport
+    kind: str = PAIR
+    offered: PairTally = field(default_factory=PairTally)
+
+    def examples(self, count: int) -> list[Example]:
+        """At most so many of what is offered, with their texts, which are read now."""
+        picks = self.offered.draw(count)
+        if not picks:
+            return []
+        with _Reader.open(RunDir(self.folder)) as reader:
+            return reader.examples(self.report.label, self.kind, picks)
+
+
+def collect_run(label: str, folder: Path) -> Counted:
+    """Counts one run directory."""
     curves = tuple(curve for file in _metrics(folder) for curve in read_curves(file))
     run = RunDir(folder)
     if not holds_lines(run.completions_path):
-        return RunReport(label, None, curves=curves), [], 0
+        return Counted(folder, RunReport(label, None, curves=curves))
     with _Reader.open(run) as reader:
         texts, alike = TextTally(), _agreements(reader.passes)
         passes = {name: PassTally(name) for name in reader.passes}
@@ -127,8 +151,6 @@ def collect_run(label: str, folder: Path, pairs: int) -> tuple[RunReport, list[E
                 pair_tally.add(seen.place, seen.pairs[name], known, by_id)
             if kind != PAIR:
                 offered.add(seen.place, stand_in(kind, seen.completions, seen.scored), known, by_id)
-        shown = sets[reader.pair_sets[-1]] if kind == PAIR else offered
-        examples = reader.examples(label, kind, shown.draw(pairs))
         report = RunReport(
             label=label,
             texts=texts.report(),
@@ -142,7 +164,7 @@ def collect_run(label: str, folder: Path, pairs: int) -> tuple[RunReport, list[E
             curves=curves,
             notes=reader.notes,
         )
-    return report, examples, len(shown)
+        return Counted(folder, report, kind, sets[reader.pair_sets[-1]] if kind == PAIR else offered)
 
 
 def _agreements(passes: Sequence[str]) -> dict[tuple[str, str], Alike]:

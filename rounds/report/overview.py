@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rounds.report.charts import Row, by_round, number, seconds_by_round
+from rounds.report.charts import Row, by_round, known, number, seconds_by_round
 from rounds.report.sections import Card, Section, Table, percent
 from rounds.report.shapes import Histogram, PassReport, Report, RoundFigures, RunReport
 from rounds.report.tally import SAME, TIES
@@ -21,22 +21,22 @@ FIGURES = {
     "cut_off_rise_first": "Share cut off, less the first policy's",
     "kl_first": "KL to the first policy, nats a completion",
     "kl_first_token": "KL to the first policy, nats a token",
-    "distinct_1": "Distinct words",
-    "distinct_2": "Distinct pairs of words",
-    "distinct_3": "Distinct runs of three words",
-    "distinct_1_ratio_first": "Distinct words, times the first policy's",
-    "distinct_2_ratio_first": "Distinct pairs of words, times the first policy's",
-    "distinct_3_ratio_first": "Distinct runs of three, times the first policy's",
-    "self_repetition": "Share that repeats itself",
-    "self_repetition_rise_first": "Share that repeats itself, less the first policy's",
+    "distinct_1": "Different tokens, share",
+    "distinct_2": "Different pairs of tokens, share",
+    "distinct_3": "Different runs of three tokens, share",
+    "distinct_1_ratio_first": "Different tokens, times the first policy's",
+    "distinct_2_ratio_first": "Different pairs of tokens, times the first policy's",
+    "distinct_3_ratio_first": "Different runs of three tokens, times the first policy's",
+    "self_repetition": "Runs of four tokens that repeat themselves, share",
+    "self_repetition_rise_first": "Runs of four that repeat themselves, share, less the first policy's",
     "top_answer": "Share of the most frequent answer",
     "top_answer_rise_first": "Share of the most frequent answer, less the first policy's",
-    "gold_accuracy": "Judge's accuracy on gold labels, %",
-    "gold_order_agreement": "Judge's order agreement on gold labels, %",
-    "flip_rate": "Labels that are probably wrong",
-    "judge_agreement": "Evaluation judge agrees with the labels",
-    "chosen_logprob_change": "Log-probability of chosen, change in training",
-    "rejected_logprob_change": "Log-probability of rejected, change in training",
+    "gold_accuracy": "Judge's accuracy on gold labels, share",
+    "gold_order_agreement": "Judge's order agreement on gold labels, share",
+    "flip_rate": "Labels that are probably wrong, share",
+    "judge_agreement": "Evaluation judge agrees with the labels, share",
+    "chosen_logprob_change": "Log-probability of chosen, change in training, nats",
+    "rejected_logprob_change": "Log-probability of rejected, change in training, nats",
     "unusable": "Unusable judgments, share",
 }
 _EVEN = {"win_rate_first": 50, "win_rate_previous": 50, "win_rate_first_lc": 50, "win_rate_previous_lc": 50}
@@ -90,7 +90,8 @@ def _round_cards(rounds: Sequence[RoundFigures]) -> list[Card]:
         value = best.figures.get(name, {}).get("value")
         if value is not None:
             cards.append(Card(label, number(value), "of the best round"))
-    cards.append(Card("gates tripped", str(len(tripped)), _which(tripped), bool(tripped)))
+    which = "; ".join(filter(None, (_which(tripped), _unmeasured(rounds))))
+    cards.append(Card("gates tripped", str(len(tripped)), which, bool(tripped)))
     seconds = sum(s for one in rounds for s in one.seconds.values())
     if seconds:
         cards.append(Card("time", _duration(seconds), "all rounds"))
@@ -100,6 +101,13 @@ def _round_cards(rounds: Sequence[RoundFigures]) -> list[Card]:
 def _which(tripped: Sequence[tuple[int, dict[str, object]]]) -> str:
     rounds = sorted({number for number, _ in tripped})
     return f"in round {', '.join(map(str, rounds))}" if rounds else "none"
+
+
+def _unmeasured(rounds: Sequence[RoundFigures]) -> str:
+    """How many gates said nothing, since their figures were not measured."""
+    gates = [gate for one in rounds for gate in one.gates if not gate.get("tripped")]
+    count = sum(not known(gate.get("value")) for gate in gates)
+    return f"not measured: {count:,}" if count else ""
 
 
 def _duration(seconds: float) -> str:
@@ -200,7 +208,8 @@ def _gates(rounds: Sequence[RoundFigures]) -> Section:
             action = str(gate.get("action", "")).replace("_", " ")
             rows.append(
                 (one.round, FIGURES.get(name, name), number(gate.get("value")), ", ".join(limits),
-                 f"✕ {action}" if tripped else "passed", str(gate.get("what", "")))
+                 f"✕ {action}" if tripped else "passed" if known(gate.get("value")) else "not measured",
+                 str(gate.get("what", "")))
             )  # fmt: skip
     tripped_first = sorted(rows, key=lambda row: (not str(row[4]).startswith("✕"), row[0]))
     decisions = Table(

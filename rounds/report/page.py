@@ -10,33 +10,30 @@ import base64
 import functools
 import hashlib
 import html
-import json
-import math
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from gavel.rundir import write_atomic
-from rounds.report.collect import collect
+from rounds.report.collect import BEST_WORST, PAIR, TWO, collect
 from rounds.report.details import of_run
+from rounds.report.embed import HALF, embed
 from rounds.report.examples import MOST_CHARS
+from rounds.report.lighten import Weighed, lighten
 from rounds.report.overview import overall
-from rounds.report.sections import Card, Section
+from rounds.report.sections import Card
 from rounds.report.shapes import Example, Excerpt, Report, Side
 
 LIMIT_BYTES = 10_000_000
-_SECTIONS_BYTES = 4_000_000  # of that for everything but pairs and scripts
+_OVERALL_BYTES, _DETAILS_BYTES = 2_000_000, 4_000_000  # of that at most; pairs have what is left
 _TEXT_CHARS = (8000, 4000, 2000, 1000, 500, 200)  # tried in this order until the pairs fit
 _MOST_TURNS = 12  # of a prompt's conversation, the last ones
 _ID_CHARS = 200
 _HERE = Path(__file__).parent
-
-#: what ends a script element, starts a comment, or ends a line of JavaScript but not of JSON
-_UNSAFE = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
-_HALF = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which UTF-8 cannot hold
 
 
 def write_page(run: str | Path, target: Path, pairs: int = 1000) -> dict[str, Any]:
@@ -48,7 +45,7 @@ def write_page(run: str | Path, target: Path, pairs: int = 1000) -> dict[str, An
     page, summary = build(found)
     write_atomic(target, page)
     figures = {card.label: card.value for card in headline(found)}
-    return summary | {"offered": found.offered, "headline": figures}
+    return summary | {"offered": sum(found.offered.values()), "headline": figures}
 
 
 def build(report: Report, limit_bytes: int = LIMIT_BYTES) -> tuple[bytes, dict[str, Any]]:
@@ -58,36 +55,13 @@ def build(report: Report, limit_bytes: int = LIMIT_BYTES) -> tuple[bytes, dict[s
     """
     parts = _fixed(report.title)
     sections, shown = _sections(report)
-    parts["report"] = embed(sections)
+    parts["report"] = embed(sections)[:-1]  # its end is what can only be said at the end
     left = limit_bytes - sum(len(part.encode()) for part in parts.values()) - 4096
     pairs, chars, kept = _pairs(report.examples, left)
-    parts["report"] = embed(sections | {"pairs_lead": _lead(report, kept, chars)})
+    parts["report"] += f',"pairs_lead":{embed(_lead(report.offered, kept, chars))}}}'
     parts["pairs"] = pairs
     page = _fill((_HERE / "page.html").read_text("utf-8"), parts).encode()
-    return page, {"bytes": len(page), "pairs": kept, "text_chars": chars, "runs": shown}
-
-
-def embed(value: Any) -> str:
-    """JSON that can stand inside a script element: no character of it can end the element, and halves of
-    surrogate pairs are escaped. What is not a finite number becomes null.
-
-    >>> embed({"a": "</script>", "b": float("nan")})
-    '{"a":"\\\\u003c/script\\\\u003e","b":null}'
-    """
-    made = json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return _HALF.sub(lambda half: f"\\u{ord(half.group()):04x}", made.translate(_UNSAFE))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return None
-        return float(f"{value:.6g}")  # more would not show
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return value
+    return page, {"bytes": len(page), "pairs": len(kept), "text_chars": chars, "runs": shown}
 
 
 def headline(report: Report) -> list[Card]:
@@ -110,7 +84,7 @@ def _fixed(title: str) -> dict[str, str]:
     scripted = " ".join(_hash(script) for script in scripts.values())
     allowed = f"default-src 'none'; script-src {scripted}; style-src {_hash(css)}"
     policy = f"{allowed}; base-uri 'none'; form-action 'none'"
-    shown = html.escape(_HALF.sub("\ufffd", title).replace("\0", "\ufffd"))
+    shown = html.escape(HALF.sub("\ufffd", title).replace("\0", "\ufffd"))
     return {"title": shown, "css": css, "policy": policy, **scripts}
 
 
@@ -133,41 +107,41 @@ def _fill(page: str, parts: dict[str, str]) -> str:
 
 
 def _sections(report: Report) -> tuple[dict[str, Any], int]:
-    """All but the pairs. Of very many rounds those in the middle lose their details, not their figures."""
-    scopes = [{"label": run.label, "sections": _plain(of_run(run))} for run in report.runs]
-    notes = list(report.notes)
-    while len(scopes) > 2 and len(embed(scopes)) > _SECTIONS_BYTES:
+    """All but the pairs, and of how many runs there are details. Of very many rounds those in the middle lose
+    theirs; where the others' are still too large, the heaviest sections are lightened."""
+    scopes = [(run.label, [Weighed(section) for section in of_run(run)]) for run in report.runs]
+    while len(scopes) > 3 and sum(one.bytes for _, found in scopes for one in found) > _DETAILS_BYTES:
         scopes = [*scopes[: len(scopes) - 2 : 2], *scopes[-2:]]
+    details, left_out = lighten([found for _, found in scopes], _DETAILS_BYTES)
+    notes = list(report.notes)
     if len(scopes) < len(report.runs):
-        notes.append(
-            f"Details are shown of {len(scopes)} of {len(report.runs)} rounds, to keep the page small."
-        )
-    first = max((i for i, scope in enumerate(scopes) if scope["label"] != "evaluation"), default=0)
+        shown = f"{len(scopes)} of {len(report.runs)} rounds"
+        notes.append(f"Details are shown of {shown}, to keep the page small.")
+    if left_out:
+        notes.append(f"{left_out:,} parts of the details are left out, to keep the page small.")
+    about_all = [Weighed(section) for section in overall(replace(report, notes=tuple(notes)))]
+    ((overview,), _) = lighten([about_all], _OVERALL_BYTES)
     made = {
-        "overall": _plain(overall(replace(report, notes=tuple(notes)))),
-        "scopes": scopes,
-        "first": first,
-        "pairs_lead": "",
+        "overall": overview,
+        "scopes": [{"label": _cut(label, _ID_CHARS), "sections": sections}
+                   for (label, _), sections in zip(scopes, details, strict=True)],
+        "first": max(0, len(scopes) - 1),
         "foot": f"gavel {version('gavel')}, from {_cut(report.path, _ID_CHARS)}. Charts by Vega-Lite.",
-    }
+    }  # fmt: skip
     return made, len(scopes)
-
-
-def _plain(sections: Sequence[Section]) -> list[dict[str, Any]]:
-    return [asdict(section) for section in sections]
 
 
 # pairs
 
 
-def _pairs(examples: Sequence[Example], room: int) -> tuple[str, int, int]:
-    """The pairs as JSON of at most `room` bytes, where their texts are cut, and how many there are."""
+def _pairs(examples: Sequence[Example], room: int) -> tuple[str, int, list[Example]]:
+    """The pairs as JSON of at most `room` bytes, where their texts are cut, and which they are."""
     kept = list(examples)
     while True:
         for chars in _TEXT_CHARS:
             made = "[" + ",".join(embed(_shown(one, chars)) for one in kept) + "]"
             if len(made.encode()) <= room or not kept:
-                return made, chars, len(kept)
+                return made, chars, kept
         kept = kept[1::2]  # every second, so that each stratum and round keeps its part
 
 
@@ -223,18 +197,23 @@ def _cut(text: str, chars: int) -> str:
     return text if len(text) <= chars else text[: chars - 1] + "…"
 
 
-def _lead(report: Report, kept: int, chars: int) -> str:
-    """What the pairs are, and how they were drawn."""
-    kinds = {one.kind for one in report.examples}
-    what = "pairs"
-    if kinds == {"best and worst"}:
-        what = "prompts (there are no pairs yet: the best and the worst answer of each are shown)"
-    elif kinds == {"two answers"}:
-        what = "prompts (nothing was judged yet: two answers of each are shown)"
+#: what an example is → how it is said
+_KINDS = {
+    PAIR: "pairs",
+    BEST_WORST: "prompts (there are no pairs yet: the best and the worst answer of each are shown)",
+    TWO: "prompts (nothing was judged yet: two answers of each are shown)",
+}
+
+
+def _lead(offered: Mapping[str, int], kept: Sequence[Example], chars: int) -> str:
+    """What is shown, and how it was drawn."""
+    shown = Counter(one.kind for one in kept)
+    counts = [f"{shown[kind]:,} of {n:,} {_KINDS[kind]}" for kind, n in offered.items() if n]
     drawn = (
         "all of them"
-        if kept >= report.offered
+        if len(kept) >= sum(offered.values())
         else "weighted to the doubtful ones: small margins, orders that disagree, judges that disagree"
     )
     cut = f" Texts longer than {chars:,} characters are cut." if chars < MOST_CHARS else ""
-    return f"{kept:,} of {report.offered:,} {what}, {drawn}.{cut} Marked are the words of one answer only."
+    what = " and ".join(counts) or "0 pairs"
+    return f"{what}, {drawn}.{cut} Marked are the words of one answer only."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -161,8 +160,3 @@ def allot(count: int, shares: Sequence[float], available: Sequence[int]) -> list
                 given[number] += 1
                 left -= 1
     return given
-
-
-def spread(picks: Sequence[Pick]) -> dict[str, int]:
-    """Stratum → how many were drawn of it."""
-    return dict(Counter(pick.stratum for pick in picks))

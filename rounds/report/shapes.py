@@ -243,12 +243,12 @@ class RoundFigures:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All of a page. `examples` are of the runs in turn, the most doubtful of each first."""
+    """All of a page. examples: the most doubtful first. offered: their kind → what they were drawn from."""
 
     title: str
     path: str
     runs: tuple[RunReport, ...]
     rounds: tuple[RoundFigures, ...] = ()
     examples: tuple[Example, ...] = ()
-    offered: int = 0  # pairs that the examples were drawn from
+    offered: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=())
