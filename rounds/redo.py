@@ -74,10 +74,10 @@ def set_aside(run: RunDir, stage: str, config: RoundsConfig) -> Path:
     try:
         with _writing(part):
             _copy_what_stays(run, number, name, part)
+        run.note(redo={"from": stage, "aside": aside.name, "config": to_toml(dict(config.table))})
     except InputError:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    run.note(redo={"from": stage, "aside": aside.name, "config": to_toml(dict(config.table))})
     finish(run)
     return aside
 
