@@ -40,6 +40,11 @@ def unpack_ids(packed: str) -> list[int]:
     return np.packbits(rows, axis=1).view(">u4").ravel().tolist()
 
 
+def count_of(packed: str) -> int:
+    """How many token ids a string of `pack_ids` holds; reads the count alone."""
+    return int(packed.split(":", 2)[1])
+
+
 def pack_logprobs(logprobs: Sequence[float]) -> str:
     """Packs log-probabilities as base64 float16; below -65,504 they become -inf."""
     with np.errstate(over="ignore"):

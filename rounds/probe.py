@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from gavel.command import say
 from gavel.errors import InputError
-from gavel.rundir import RunDir
+from gavel.rundir import RunDir, read_lines
 from rounds.config import Budget, RoundsConfig
 from rounds.ledger import Events, Ledger
 from rounds.loop import run_rounds
@@ -21,8 +24,7 @@ _PROMPTS = 16  # of the small round, and as many held out
 
 
 def estimate(config: RoundsConfig, pool: Pool | None, out: Path) -> dict[str, Any]:
-    """What all rounds take, by stage, if they go as the small one went: its time and size times the number of
-    prompts, pairs or held-out prompts. Starts of engines are counted once ("keep") or for each round.
+    """What all rounds take, by `scaled`, from a small one in a temporary folder.
 
     Raises InputError where the disk has too little room.
     """
@@ -33,39 +35,10 @@ def estimate(config: RoundsConfig, pool: Pool | None, out: Path) -> dict[str, An
     with tempfile.TemporaryDirectory(prefix="gavel-probe-") as folder:
         root = Path(folder) / "run"
         run_rounds(root, small)
-        found = _measured(root)
-    times = taken / (small.prompts.per_round or 1)
-    looked = (config.evaluate.generate.n * held_out) / (small.evaluate.generate.n * small.prompts.held_out)
-    trained = found["pairs"] * times * (config.train.dpo or config.train.reward or config.train.policy).epochs
-    seconds = {
-        "sample": found["sample"] * times,
-        "judge": found["judge"] * times,
-        "pair": found["pair"] * times,
-        "train": found["train"] * trained / max(1, found["trained"]),
-        "evaluate": found["evaluate"] * looked,
-    }
-    if config.train.ppo is not None:
-        ppo = config.train.ppo
-        seconds["ppo"] = found["ppo"] * taken * ppo.n / ppo.batch_size * ppo.epochs
-    one = sum(seconds.values())
-    starts = found["start"] * (1 if found["mode"] == "keep" else config.rounds)
-    kept = 2 + (config.rounds // config.keep.every if config.keep.every else 0)
-    disk = found["records"] * times * config.rounds + found["model"] * (kept + 6)  # optimiser and checkpoints
-    result = {
-        "rounds": config.rounds,
-        "prompts_a_round": taken,
-        "completions_a_round": taken * config.sample.n,
-        "judge_calls": round(found["calls"] * times) * config.rounds,
-        "judge_tokens": round(found["judge_tokens"] * times) * config.rounds,
-        "sampled_tokens": round(found["tokens"] * times) * config.rounds,
-        "pairs_a_round": round(found["pairs"] * times),
-        "engines": found["mode"],
-        "seconds_a_round": {stage: round(s, 1) for stage, s in seconds.items()},
-        "hours": round((one * config.rounds + seconds["evaluate"] + starts) / 3600, 3),
-        "disk_gb": round(disk / 1e9, 3),
-        "disk_free_gb": round(_free_bytes(out) / 1e9, 1),
-    }
-    if disk > _free_bytes(out):
+        found = measured(root)
+    result = scaled(config, small, found, taken, held_out)
+    result["disk_free_gb"] = round(_free_bytes(out) / 1e9, 1)
+    if result["disk_gb"] * 1e9 > _free_bytes(out):
         raise InputError(f"about {result['disk_gb']} GB are needed, {result['disk_free_gb']} are free",
                          where=f"--out {out}")  # fmt: skip
     return result
@@ -90,27 +63,156 @@ def _small(config: RoundsConfig, taken: int, held_out: int) -> RoundsConfig:
     )  # fmt: skip
 
 
-def _measured(root: Path) -> dict[str, Any]:
-    """What the small round took: seconds by stage without the starts of engines, calls, tokens, bytes."""
+@dataclass(frozen=True)
+class Asked:
+    """What a judge was asked, by its judgments on record. items: prompts, or duels. compares: whether it sees
+    two completions at once."""
+
+    calls: int = 0
+    tokens: int = 0
+    items: int = 0
+    compares: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the small round took.
+
+    seconds: by stage without the starts of engines, "first" for the evaluation of the first policy.
+    start: seconds of those starts. mode: of the engines. trained, train: pairs, and the seconds that DPO or
+    the reward model took for them. model, records: bytes. labels, second: by the two judges.
+    """
+
+    seconds: dict[str, float]
+    start: float
+    mode: str
+    tokens: int
+    pairs: int
+    trained: int
+    train: float
+    model: int
+    records: int
+    labels: Asked
+    second: Asked
+
+
+def scaled(
+    config: RoundsConfig, small: RoundsConfig, found: Measured, taken: int, held_out: int
+) -> dict[str, Any]:
+    """What all rounds take, if they go as the small one went: its times and sizes times the number of
+    prompts, pairs or held-out prompts. Starts of engines are counted once ("keep") or for each round.
+
+    From the second round on there is more to do: pairs of earlier rounds are replayed, and the second judge
+    compares with the previous policy and the first, which after one round are the same. One that scores is
+    asked about the newest policy's answers alone. Answers that happen to be equal, of which no judge is
+    asked, are not counted on. The labelling judge's gold test is left out.
+
+    Args:
+        taken, held_out: prompts, of a round and of the evaluation.
+    """
+    rounds, times = config.rounds, taken / (small.prompts.per_round or 1)
+    looked = (config.evaluate.generate.n * held_out) / (small.evaluate.generate.n * small.prompts.held_out)
+    pairs = found.pairs * times
+    duels = [_duels(config, number, held_out, pairs, found.second) for number in range(1, rounds + 1)]
+    each = 1 / max(1, found.second.items)
+    # after one round: as the first policy was evaluated, and the second judge
+    first = found.seconds["first"]
+    judged = max(0.0, found.seconds["evaluate"] - first)
+    evaluated = judged * each * sum(duels) if found.second.items else judged * looked * rounds
+    replayed = sum(_replayed(config.replay, number, pairs) for number in range(1, rounds + 1))
+    epochs = (config.train.dpo or config.train.reward or config.train.policy).epochs
+    seconds = {stage: found.seconds[stage] * times * rounds for stage in ("sample", "judge", "pair")}
+    seconds["train"] = found.train * (pairs * rounds + replayed) * epochs / max(1, found.trained)
+    if (ppo := config.train.ppo) is not None:
+        seconds["ppo"] = found.seconds["train"] * taken * ppo.n / ppo.batch_size * ppo.epochs * rounds
+    seconds["evaluate"] = first * looked * rounds + evaluated
+    starts = found.start * (1 if found.mode == "keep" else rounds)
+    kept = 2 + (rounds // config.keep.every if config.keep.every else 0)
+    disk = found.records * times * rounds + found.model * (kept + 6)  # optimiser and checkpoints
+    return {
+        "rounds": rounds,
+        "prompts_a_round": taken,
+        "completions_a_round": taken * config.sample.n,
+        "judge_calls": round(found.labels.calls * times) * rounds,
+        "judge_tokens": round(found.labels.tokens * times) * rounds,
+        "second_judge_calls": round(found.second.calls * each * sum(duels)),
+        "second_judge_tokens": round(found.second.tokens * each * sum(duels)),
+        "sampled_tokens": round(found.tokens * times) * rounds,
+        "pairs_a_round": round(pairs),
+        "replayed_pairs": round(replayed),
+        "engines": found.mode,
+        "seconds_a_round": {stage: _digits(s / rounds) for stage, s in seconds.items()},
+        "hours": _digits((sum(seconds.values()) + first * looked + starts) / 3600),
+        "disk_gb": _digits(disk / 1e9),
+    }
+
+
+def _duels(config: RoundsConfig, number: int, held_out: int, pairs: float, second: Asked) -> float:
+    """Of how many duels a round's evaluation asks the second judge; one that scores is asked of half of those
+    whose other side it has scored before."""
+    answers = config.evaluate.generate.n * held_out
+    before = 1.0 if number == 1 else 2.0 if second.compares else 0.5
+    return answers * before + min(config.evaluate.pairs, pairs)
+
+
+def _replayed(share: float, number: int, pairs: float) -> float:
+    """Of how many pairs of earlier rounds a round makes use."""
+    return min(pairs * share / (1 - share), pairs * (number - 1))
+
+
+def _digits(value: float) -> float:
+    """Three significant digits: a quick run takes no 0.0 hours."""
+    return float(f"{value:.3g}")
+
+
+def measured(root: Path) -> Measured:
+    """What the small round took."""
     entries = Ledger(RunDir(root)).entries()
     events = Events(root / "events.jsonl").read()
     starting, started = _starts(events)
     spent = {name: entry["seconds"] - starting.get(name, 0.0) for name, entry in entries.items()}
-    judged, sampled, paired = (entries[f"01/{stage}"]["summary"] for stage in ("judge", "sample", "pair"))
     last = "reward" if "01/reward" in entries else "train"
     folder = root / "rounds" / "01"
     trained = json.loads((folder / ("reward" if last == "reward" else "model") / "gavel.json").read_bytes())
-    model = sum(f.stat().st_size for f in (folder / "model").glob("*.safetensors"))
-    records = sum(f.stat().st_size for f in folder.rglob("*.jsonl"))
-    return {
-        "sample": spent["01/sample"], "judge": spent["01/judge"], "pair": spent["01/pair"],
-        "train": trained["summary"]["seconds"]["train"], "trained": trained["summary"]["pairs"],
-        "ppo": spent["01/train"] if last == "reward" else 0.0,
-        "evaluate": spent["01/evaluate"], "pairs": paired["pairs"], "calls": judged["calls"],
-        "judge_tokens": judged["tokens"], "tokens": sampled["tokens"], "start": started,
-        "mode": next(event["mode"] for event in events if event["what"] == "engines"),
-        "model": model, "records": records,
-    }  # fmt: skip
+    summary = trained["summary"]
+    return Measured(
+        seconds={stage: spent[f"01/{stage}"] for stage in ("sample", "judge", "pair", "train", "evaluate")}
+        | {"first": spent["00/evaluate"]},
+        start=started,
+        mode=[event["mode"] for event in events if event["what"] == "engines"][-1],
+        tokens=entries["01/sample"]["summary"]["tokens"],
+        pairs=entries["01/pair"]["summary"]["pairs"],
+        trained=summary["pairs"],
+        train=summary["seconds"]["train"],
+        model=sum(f.stat().st_size for f in (folder / "model").glob("*.safetensors")),
+        records=sum(f.stat().st_size for f in folder.rglob("*.jsonl")),
+        labels=_asked(folder.glob("judgments/*/judgments.jsonl")),
+        second=_asked((root / "evaluation" / "duels").glob("judgments/*/judgments.jsonl")),
+    )
+
+
+class _Judgment(msgspec.Struct):
+    """What is read of a judgment."""
+
+    prompt_id: str
+    completion_ids: tuple[str, ...]
+    usage: dict[str, int] = {}
+
+
+def _asked(paths: Iterable[Path]) -> Asked:
+    """What stands in files of judgments, whichever stage asked it."""
+    decoder = msgspec.json.Decoder(_Judgment)
+    calls = tokens = 0
+    items, compares = set(), False
+    for path in paths:
+        for _, _, line in read_lines(path):
+            judgment = decoder.decode(line)
+            items.add(judgment.prompt_id)
+            compares |= len(judgment.completion_ids) > 1
+            if judgment.usage:  # of judgments that one call made the first has it
+                calls += judgment.usage.get("calls", 1)
+                tokens += judgment.usage.get("prompt_tokens", 0)
+    return Asked(calls, tokens, len(items), compares)
 
 
 def _starts(events: list[dict[str, Any]]) -> tuple[dict[str, float], float]:

@@ -13,10 +13,11 @@ import msgspec
 
 from gavel.engines import EngineConfig
 from gavel.errors import CheckFailed, GavelError
+from gavel.packed import count_of
 from gavel.protocols import Engine
 from gavel.records import Completion, Prompt, digest
 from gavel.rows import BadRows
-from gavel.rundir import JsonlWriter, RunDir
+from gavel.rundir import JsonlWriter, RunDir, read_records
 from gavel.scores import Scores, aspects_of, choose_pass, eligible
 from gavel.weights import weights_version
 from generate.stage import GenerateConfig, generate, stream, take_in
@@ -50,6 +51,7 @@ def sample(
     if taker is not None:
         asked = taker(_whole(stream(run, policy, config, ids=ids), prompts, config.n))
     summary = generate(run, policy, config, ids=ids)
+    sampled = _counts(run, config.n)
     known, joined = run.ids(run.completions_path), 0
     with JsonlWriter(run.completions_path) as writer:
         for completion in extra:
@@ -57,10 +59,18 @@ def sample(
             if completion.id not in known:
                 known.add(completion.id)
                 writer.append(completion)
-    kept = {
-        k: summary[k] for k in ("prompts", "completions", "prompts_skipped", "failed", "cut_off", "tokens")
-    }
-    return Made(content_of(run.completions_path), kept | {"joined": joined} | asked)
+    kept = {k: summary[k] for k in ("prompts", "completions", "prompts_skipped", "failed")}
+    return Made(content_of(run.completions_path), kept | sampled | {"joined": joined} | asked)
+
+
+def _counts(run: RunDir, n: int) -> dict[str, int]:
+    """Of the sampled completions on record, whether or not they are of the last attempt. n: of a prompt."""
+    cut_off = tokens = 0
+    for completion in read_records(run.completions_path, Completion):
+        if completion.index < n:
+            cut_off += completion.finish_reason == "length"
+            tokens += count_of(completion.token_ids) if completion.token_ids is not None else 0
+    return {"cut_off": cut_off, "tokens": tokens}
 
 
 def _whole(

@@ -136,7 +136,7 @@ def test_an_engine_that_hears_nothing_is_found_however_small_the_steps(
         assert number and "the engine still has the weights" in why, (seed, number, why)
 
 
-@pytest.mark.parametrize(("move", "within"), [(0.02, 8), (0.05, 2)])
+@pytest.mark.parametrize(("move", "within"), [(0.02, 12), (0.05, 2)])
 def test_pushes_alone_find_it_too(pushed: Pushed, move: float, within: int) -> None:
     """Where training does not start from the reference, and where an engine fails after it has proved itself:
     evidence of before does not hide it."""

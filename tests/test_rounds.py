@@ -282,7 +282,12 @@ def test_judging_while_sampling_changes_no_result(
     judged = "rounds/01/judgments/gptscore-other/judgments.jsonl"
     mine, theirs = rows_of(run / judged), rows_of(finished / judged)
     assert sorted(r["id"] for r in mine) == sorted(r["id"] for r in theirs)
-    assert json.loads((run / "manifest.json").read_bytes())["stages"]["01/judge"]["summary"]["calls"] == 0
+    mine, theirs = (json.loads((path / "manifest.json").read_bytes())["stages"] for path in (run, finished))
+    assert mine["01/judge"]["summary"]["calls"] == 0, "all was asked while sampling"
+    for what in ("calls", "tokens"):
+        assert mine["01/sample"]["summary"][f"judge_{what}"] == theirs["01/judge"]["summary"][what] > 0
+    for what in ("tokens", "cut_off", "completions"):
+        assert mine["01/sample"]["summary"][what] == theirs["01/sample"]["summary"][what] > 0
     table["judge"] |= {"method": "pairwise", "pairs": "tournament"}
     del table["judge"]["form"]
     refused = gavel("rounds", "start", write(table, tmp_path), "--out", tmp_path / "other")
@@ -427,15 +432,23 @@ def test_the_policy_is_no_server(tiny: Tiny, tmp_path: Path, gavel: Gavel) -> No
     assert done.code == 2 and "a server takes no new weights" in done.err
 
 
-def test_a_dry_run_measures_and_leaves_nothing(tiny: Tiny, tmp_path: Path, gavel: Gavel) -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_dry_run_measures_and_leaves_nothing(
+    tiny: Tiny, tmp_path: Path, gavel: Gavel, overlap: bool
+) -> None:
     table = small_table(tiny, tmp_path)
     write_prompts(tmp_path / "prompts.jsonl", 100)
     table["prompts"] |= {"per_round": 24, "held_out": 20}
+    table["sample"] |= {"overlap": overlap}
     done = gavel("rounds", "start", write(table, tmp_path), "--out", tmp_path / "run", "--dry-run", "--json")
     assert done.code == 0, done.err
     said = json.loads(done.out)
     assert said["rounds"] == 3 and said["completions_a_round"] == 96
     assert 0.5 * 96 * 3 <= said["judge_calls"] <= 96 * 3  # equal texts are asked about once
-    assert said["seconds_a_round"]["train"] > 0 and said["disk_gb"] > 0 and said["engines"] == "keep"
-    assert said["hours"] >= 0  # of so small a run they round to nothing
+    assert 96 * 3 <= said["sampled_tokens"] <= 96 * 3 * 16 and said["judge_tokens"] > said["judge_calls"]
+    # one that scores sees both answers of a prompt, and of 8 pairs of each round; later the new one's alone
+    assert said["second_judge_calls"] == pytest.approx(2 * (20 + 10 + 10 + 3 * 8), rel=0.1)
+    # a fifth of the pairs are earlier rounds'
+    assert said["replayed_pairs"] == pytest.approx(2 * said["pairs_a_round"] / 4, abs=1)
+    assert said["hours"] > 0 and said["disk_gb"] > 0 and said["engines"] == "keep"
     assert not (tmp_path / "run").exists()

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gavel.correlation import rank_correlation
+from gavel.packed import count_of
 from gavel.records import Completion, Judgment
 from gavel.scores import Candidate, is_usable
 from gavel.standing import by_order, disagree, outcomes
@@ -138,10 +139,8 @@ class TextTally:
 
 
 def tokens_of(completion: Completion) -> int | None:
-    """How many tokens were sampled, None where not known. Reads the count that the packed ids begin with."""
-    if completion.token_ids is None:
-        return None
-    return int(completion.token_ids.split(":", 2)[1])
+    """How many tokens were sampled, None where not known."""
+    return None if completion.token_ids is None else count_of(completion.token_ids)
 
 
 class PassTally:
