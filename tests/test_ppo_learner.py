@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -235,6 +236,35 @@ def test_a_model_whose_layers_run_along_the_row_gets_a_padded_batch(
     learner.evaluate([rollout(p, c) for p, c in KIN][:4])
     assert learner.shared is False
     assert "sequences see one another" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("micro", [2, 4, 16])
+def test_processes_share_out_whole_micro_batches(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro: int
+) -> None:
+    """Prompts of four completions on two processes: each completion once, each process as many forward passes
+    of as many rows, and prompts through the models as often as on one process with that micro-batch."""
+    from train import group
+
+    draw = random.Random(0)
+    rows = [
+        rollout([5, number, 7, 8], [30] * draw.randint(1, 9)) for number in range(20, 28) for _ in range(4)
+    ]
+    order = list(range(len(rows)))
+    draw.shuffle(order)
+    learner = learner_of(tiny, tmp_path, batch_size=32)
+    learner.shared = True
+
+    def passes(rank: int, size: int) -> list[tuple[list[int], int]]:
+        monkeypatch.setattr(group, "rank", lambda: rank)
+        monkeypatch.setattr(group, "size", lambda: size)
+        found = learner._micro_batches(rows, order, micro)
+        return [(part, tokens.inputs["input_ids"].shape[1]) for part, tokens in found]
+
+    first, second = passes(0, 2), passes(1, 2)
+    assert sorted(row for part, _ in first + second for row in part) == sorted(order)
+    assert [len(part) for part, _ in first] == [len(part) for part, _ in second] == [micro] * (16 // micro)
+    assert sum(n for _, n in first + second) == sum(n for _, n in passes(0, 1)), "tokens in all"
 
 
 # what is optimised

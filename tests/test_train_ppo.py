@@ -202,13 +202,18 @@ class Broken:
         return self._faults.get(name) or getattr(self._engine, name)
 
 
+@pytest.mark.parametrize(("precision", "rate"), [("fp32", 1e-3), ("bf16", 1e-5)])
 def test_an_engine_that_keeps_the_old_weights_is_found_out(
-    tiny: Tiny, policy_engine: Any, tmp_path: Path
+    tiny: Tiny, policy_engine: Any, tmp_path: Path, precision: str, rate: float
 ) -> None:
+    """In bfloat16 also with steps that are smaller than what is rounded."""
     deaf = Broken(policy_engine, load_weights=lambda path: None)
     policy_engine.load_weights(tiny.lm)
-    with pytest.raises(CheckFailed, match="weights of before the update"):
-        run_ppo(tiny, deaf, tmp_path / "out", config_of(tiny, learning_rate=1e-3))
+    config = config_of(
+        tiny, learning_rate=rate, precision=precision, batch_size=24, epochs=10, scheduler="constant"
+    )
+    with pytest.raises(CheckFailed, match="the engine still has the weights"):
+        run_ppo(tiny, deaf, tmp_path / "out", config)
 
 
 def test_an_engine_with_other_weights_is_found_out(tiny: Tiny, policy_engine: Any, tmp_path: Path) -> None:
@@ -251,31 +256,116 @@ def test_a_loss_that_is_no_number_stops_before_the_step(
 ) -> None:
     import torch
 
-    spoil(monkeypatch, 3)
+    from gavel.records import Completion
+    from gavel.rundir import RunDir, read_records
+
+    spoil(monkeypatch, 5)
     with pytest.raises(CheckFailed) as caught:
-        run_ppo(tiny, policy_engine, tmp_path / "out", config_of(tiny, ppo_epochs=2))
-    said = str(caught.value)
+        run_ppo(tiny, policy_engine, tmp_path / "out", config_of(tiny, ppo_epochs=2, batch_size=12))
+    said, listed = str(caught.value), tmp_path / "out" / "checkpoints" / "suspects.txt"
     assert "policy loss nan" in said and "at iteration 2, in completions" in said and "checkpoint-1" in said
+    names = listed.read_text().splitlines()
+    sampled = read_records(RunDir(tmp_path / "out" / "rollouts" / "000002").completions_path, Completion)
+    assert sorted(names) == sorted(c.id for c in sampled) and len(names) == 12
+    assert [n for n in names if n in said] == names[:8] and f"All 12 are in {listed}." in said
+    assert not (tmp_path / "out" / "checkpoints" / "last-good").exists(), "the checkpoint is that"
     kept = torch.load(tmp_path / "out" / "checkpoints" / "checkpoint-1" / "pytorch_model.bin")
     assert kept and all(weight.isfinite().all() for weight in kept.values())
     monkeypatch.undo()
-    run_ppo(tiny, policy_engine, tmp_path / "out", config_of(tiny, ppo_epochs=2))
-    assert [s["step"] for s in steps_of(tmp_path / "out")] == [1, 2, 3]
+    run_ppo(tiny, policy_engine, tmp_path / "out", config_of(tiny, ppo_epochs=2, batch_size=12))
+    assert [s["step"] for s in steps_of(tmp_path / "out")] == [1, 2]
 
 
-def test_a_later_step_that_fails_leaves_the_checkpoints_as_they_are(
-    tiny: Tiny, policy_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lora", [0, 4])
+def test_a_later_step_that_fails_leaves_the_weights_of_before_it(
+    tiny: Tiny, policy_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: int
 ) -> None:
-    """The weights are then those of no iteration, and what there is is named."""
-    config = config_of(tiny, micro_batch=8, save_steps=2)
-    run_ppo(tiny, policy_engine, tmp_path / "straight", config)
+    """They are those of no iteration: no checkpoint, but models that another run can begin from."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    from gavel.tokenizer import HfTokenizer
+    from train import actor_critic
+    from train.ppo_learner import Learner
+
+    kept: dict[str, Any] = {}
+    step = Learner._step
+
+    def watched(self: Any, *args: Any) -> Any:
+        for part in ("policy", "critic"):
+            kept[part] = {name: w.clone() for name, w in self.state_of(part).items()}
+        return step(self, *args)
+
+    monkeypatch.setattr(Learner, "_step", watched)
     spoil(monkeypatch, 8)  # of two steps an iteration, the fourth's second
-    config = replace(config, epochs=2)
+    config = config_of(tiny, micro_batch=8, save_steps=2, epochs=2, critic=tiny.reward, lora_r=lora)
     with pytest.raises(CheckFailed) as caught:
         run_ppo(tiny, policy_engine, tmp_path / "out", config)
-    assert "at iteration 4" in str(caught.value) and "The state of iteration 2 is in" in str(caught.value)
-    kept = sorted(p.name for p in (tmp_path / "out" / "checkpoints").iterdir())
-    assert kept == ["checkpoint-2"]
+    said, there = str(caught.value), tmp_path / "out" / "checkpoints"
+    assert "at iteration 4" in said and "The state of iteration 2 is in" in said
+    assert f"Policy and critic of before this step are models in {there / 'last-good'}." in said
+    assert sorted(p.name for p in there.iterdir()) == ["checkpoint-2", "last-good", "suspects.txt"]
+    for part, kind in (("policy", AutoModelForCausalLM), ("critic", AutoModelForSequenceClassification)):
+        weights = kind.from_pretrained(there / "last-good" / part).state_dict()
+        assert all(torch.equal(weights[name], w) for name, w in kept[part].items()), part
+    good = {part: str(there / "last-good" / part) for part in kept}
+    again = PpoConfig(model=good["policy"], critic=good["critic"])
+    actor_critic.load(again, HfTokenizer.load(again.model), torch.float32)
+
+
+def no_memory(*args: Any, **kwargs: Any) -> Any:
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def at_call(number: int, original: Callable[..., Any], instead: Callable[..., Any]) -> Callable[..., Any]:
+    """One call of a function does something else."""
+    calls: list[int] = []
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return (instead if len(calls) == number else original)(*args, **kwargs)
+
+    return called
+
+
+def test_no_memory_before_an_iterations_first_step_keeps_the_one_before(
+    tiny: Tiny, policy_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command then ends as if nothing had been."""
+    from train.ppo_learner import Learner
+
+    run_ppo(tiny, policy_engine, tmp_path / "straight", config_of(tiny))
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "evaluate", at_call(3, Learner.evaluate, no_memory))
+        with pytest.raises(InputError, match="out of memory while training") as caught:
+            run_ppo(tiny, policy_engine, tmp_path / "out", config_of(tiny))
+    assert "--micro-batch 8" in str(caught.value) and "The state of iteration 2 is in" in str(caught.value)
+    run_ppo(tiny, policy_engine, tmp_path / "out", config_of(tiny))
+    assert same_weights(tmp_path / "straight", tmp_path / "out")
+
+
+@pytest.mark.parametrize("whose", ["policy", "judge"])
+def test_an_engine_without_memory_is_not_the_trainer(
+    tiny: Tiny, policy_engine: Any, engines: Engines, tmp_path: Path, whose: str
+) -> None:
+    """What to do is said of engines, and the iteration before is kept."""
+    from judge.judging import Single
+    from judge.reward import Reward
+    from rounds.live import LiveScorer
+
+    engine, judge = policy_engine, engines["transformers/reward"]
+    if whose == "policy":
+        engine = Broken(engine, sample=at_call(2, engine.sample, no_memory))
+    else:
+        judge = Broken(judge, reward=at_call(2, judge.reward, no_memory))
+    scorer = LiveScorer(Single(judge, Reward()), tmp_path / "out" / "rollouts")
+    with pytest.raises(InputError, match=f"the {whose}'s engine is out of memory") as caught:
+        run_ppo(tiny, engine, tmp_path / "out", config_of(tiny), scorer)
+    said = str(caught.value)
+    assert "--engine-arg gpu_memory_utilization" in said and "The state of iteration 1 is in" in said
+    assert "--micro-batch" not in said and "--gradient-checkpointing" not in said
 
 
 def test_no_memory_for_the_optimiser_is_said_too(
@@ -283,10 +373,7 @@ def test_no_memory_for_the_optimiser_is_said_too(
 ) -> None:
     import torch
 
-    def full(*args: Any, **kwargs: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    monkeypatch.setattr(torch.optim.AdamW, "step", no_memory)
     with pytest.raises(InputError, match="out of memory") as caught:
         run_ppo(tiny, policy_engine, tmp_path / "out", config_of(tiny, lora_r=4))
     said = str(caught.value)
@@ -341,7 +428,7 @@ def test_out_of_memory(
         ({"gamma": 1.5}, "--gamma"), ({"kl_target": 0}, "--kl-target"), ({"kl_coef": -1}, "--kl-coef"),
         ({"temperature": 0}, "--temperature"), ({"ppo_epochs": 0}, "--ppo-epochs"),
         ({"kl_target": 6.0, "kl_horizon": 4}, "--kl-horizon"), ({"lora_alpha": 0.0}, "--lora-alpha"),
-        ({"kl_coef": math.inf}, "--kl-coef"), ({"max_length": 0}, "--max-length"),
+        ({"kl_coef": math.inf}, "--kl-coef"),
         ({"importance_cap": -1}, "--importance-cap"), ({"critic_learning_rate": 0}, "--critic-learning-rate"),
     ],
 )  # fmt: skip
@@ -425,6 +512,53 @@ def test_the_command(
     assert (summary["iterations"], summary["left_out"], summary["bad_rows"]) == (2, 0, 0)
     plan = json.loads((tmp_path / "out" / "gavel.json").read_text())["plan"]
     assert (plan["critic"] is not None) == (judge == "reward")
+
+
+def test_the_critic_starts_from_the_judge_where_it_can(
+    tiny: Tiny, gavel: Callable[..., Ran], tmp_path: Path
+) -> None:
+    """A judge with another tokenizer judges all the same; who names such a critic is told."""
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny.reward, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    words["Z"], words["X"] = words["X"], words["Z"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    common = ["train", "ppo", "--model", tiny.lm, "--prompts", write_prompts(tmp_path), "--engine",
+              "transformers", "--batch-size", 12, "--max-tokens", 8, "--max-model-len", 128]  # fmt: skip
+    apart = (
+        "the critic starts from the policy's own body, not from the reward model: its tokenizer gives other"
+    )
+    for name, more, expected in (
+        ("implied", ["--judge", other], apart),
+        ("none", ["--judge", tiny.reward, "--critic", "none"], None),
+    ):
+        done = gavel(*common, *more, "--out", tmp_path / name)
+        assert done.code == 0, done.err
+        assert (apart in done.err) == (expected is not None), done.err
+        assert json.loads((tmp_path / name / "gavel.json").read_text())["plan"]["critic"] is None
+    done = gavel(*common, "--judge", tiny.reward, "--critic", other, "--out", tmp_path / "named")
+    assert done.code == 2 and f"--critic {other}: its tokenizer" in done.err and "--critic none" in done.err
+
+
+def test_a_server_that_judges_lends_the_critic_no_weights(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its model has a name there, and no path here."""
+    from gavel.command import options_of
+    from rounds.cli_ppo import _config, ppo
+
+    options = options_of(ppo, {"engine": "server", "base-url": "http://host/v1"}, "a test",
+                         {"model", "source", "out", "judge_model"})  # fmt: skip
+    assert _config(options | {"model": tiny.lm}, "judge").critic is None
+    assert "not from the reward model: a server has its weights" in capsys.readouterr().err
+
+
+def test_plans_from_when_ppo_had_a_max_length_are_still_met() -> None:
+    assert not hasattr(PpoConfig(model="m"), "max_length")
+    assert PpoConfig(model="m").shaping()["max_length"] is None
 
 
 def test_killed_at_random_moments_the_same_command_ends_the_same(tiny: Tiny, tmp_path: Path) -> None:

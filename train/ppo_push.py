@@ -136,8 +136,9 @@ class LivePolicy:
         return {"sampler/probe": off} | ({} if votes is None else {"sampler/new_weights": votes})
 
     def conclude(self) -> None:
-        """Says so where no push of a run, nor all of them together, showed which weights the engine has."""
-        if not self._proved and self._pushes.z < _LIKELY:
+        """Says so where nothing in a run showed which weights the engine has."""
+        z = max(evidence.z for evidence in (self._pushes, self._samples) if evidence is not None)
+        if not self._proved and z < _LIKELY:
             say(
                 "the policy moved too little to tell by log-probabilities whether the engine took its weights"
             )
@@ -150,7 +151,7 @@ class LivePolicy:
             self._samples.add(*(values[learned.mask].double().cpu() for values in tokens))
             _refuse_stale(self._samples, "the engine still has the weights that it started with")
             if self._samples.z > _CERTAIN:
-                self._samples = Evidence()
+                self._samples, self._proved = Evidence(), True
         self._refuse(float((learned.mismatch - rounding).clamp(min=0).mean()))
 
     def _refuse(self, off: float) -> None:
