@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -10,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +111,38 @@ def test_two_processes_train_as_one(
             close = {"rel": 0, "abs": 1e-5} if "loss" in name else {"rel": 1e-4, "abs": 1e-4}
             assert b[name] == pytest.approx(value, **close), name
     assert same_weights(tmp_path / "1", tmp_path / "2", atol=1e-4)
+
+
+def spoil_the_other_at(call: int) -> None:
+    """Makes a policy loss of the second process no number. call: of which micro-batch, counted from 1."""
+    from train import ppo_terms
+
+    original, calls = ppo_terms.policy_loss, []
+
+    def spoiled(*args: Any) -> Any:
+        calls.append(1)
+        found = original(*args)
+        return replace(found, total=found.total * math.nan) if len(calls) == call else found
+
+    if os.environ["RANK"] == "1":
+        ppo_terms.policy_loss = spoiled
+
+
+@pytest.mark.parametrize(("call", "kept", "said"), [
+    (3, "last-good", "Policy and critic of before this step are models in"),  # the second step
+    (9, "checkpoint-1", "The state of iteration 1 is in"),  # the second iteration's first step
+])  # fmt: skip
+def test_a_loss_of_another_that_is_no_number_leaves_the_last_good_state(
+    tiny: Tiny, data: Path, tmp_path: Path, call: int, kept: str, said: str
+) -> None:
+    """PPO: all processes find it, and save together."""
+    out = tmp_path / "out"
+    code, _, why = gavel_on(2, tmp_path, *command("ppo", tiny, data), "--ppo-epochs", 4, "--out", out,
+                            before=partial(spoil_the_other_at, call))  # fmt: skip
+    assert code == 1 and said in why and "policy loss nan" in why, why
+    assert kept in {p.name for p in (out / "checkpoints").iterdir()}
+    named = (out / "checkpoints" / "suspects.txt").read_text().splitlines()
+    assert len(set(named)) == 8, "all of the step, whichever process has them"
 
 
 def test_a_last_batch_smaller_than_the_processes_is_trained_once(

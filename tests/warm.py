@@ -28,8 +28,13 @@ def start(function: Callable[..., Any], *arguments: Any) -> ForkServerProcess:
     return process
 
 
-def gavel_on(count: int, folder: Path, *arguments: object) -> tuple[int, str, str]:
+def gavel_on(
+    count: int, folder: Path, *arguments: object, before: Callable[[], None] | None = None
+) -> tuple[int, str, str]:
     """`gavel ARGUMENTS` on so many processes, as gavel itself or torchrun would start them.
+
+    Args:
+        before: a function that can be imported, called in each of them first.
 
     Returns: the worst exit code, and what the first of them wrote to standard output and standard error.
     """
@@ -41,7 +46,7 @@ def gavel_on(count: int, folder: Path, *arguments: object) -> tuple[int, str, st
     logs = [(folder / f"out-{rank}.txt", folder / f"err-{rank}.txt") for rank in range(count)]
     line = [str(argument) for argument in arguments]
     started = [
-        start(_gavel, group | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, log, line)
+        start(_gavel, group | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, log, line, before)
         for rank, log in enumerate(logs)
     ]
     for process in started:
@@ -60,10 +65,14 @@ def _call(environment: Mapping[str, str], function: Callable[..., Any], argument
     function(*arguments)
 
 
-def _gavel(group: Mapping[str, str], log: tuple[Path, Path], line: list[str]) -> None:
+def _gavel(
+    group: Mapping[str, str], log: tuple[Path, Path], line: list[str], before: Callable[[], None] | None
+) -> None:
     from gavel.cli import main
 
     os.environ.update(group)
+    if before is not None:
+        before()
     for number, file in zip((1, 2), log, strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.argv = ["gavel", *line]
