@@ -46,7 +46,7 @@ def test_accelerate_reads_its_configurations(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pairs that share prompts and completions, demonstrations, prompts and texts; none fills its last batch."""
+    """Pairs that share prompts and completions, demonstrations, prompts, texts; none fills its last batch."""
     folder, draw = tmp_path_factory.mktemp("data"), random.Random(0)
 
     def text(most: int) -> str:
