@@ -49,13 +49,13 @@ def test_accelerate_reads_its_configurations(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pairs that share prompts and completions, demonstrations and prompts; neither fills its last batch."""
+    """Pairs that share prompts and completions, demonstrations, prompts, texts; none fills its last batch."""
     folder, draw = tmp_path_factory.mktemp("data"), random.Random(0)
 
     def text(most: int) -> str:
         return " ".join(draw.choice(WORDS) for _ in range(draw.randint(1, most)))
 
-    rows: dict[str, list[dict[str, str]]] = {"pairs": [], "shown": [], "prompts": []}
+    rows: dict[str, list[dict[str, str]]] = {"pairs": [], "shown": [], "prompts": [], "texts": []}
     for number in range(9):
         prompt = f"{text(8)} {number}"
         better, worse = [text(9) for _ in range(3)], [text(9) for _ in range(2)]
@@ -63,6 +63,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                           for i, b in enumerate(better)]  # fmt: skip
         rows["shown"] += [{"instruction": prompt, "output": text(9)} for _ in range(3)]
         rows["prompts"].append({"prompt": prompt})
+        rows["texts"].append({"text": " ".join([prompt, *better, *worse])})
     for name, found in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
     return folder

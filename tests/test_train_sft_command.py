@@ -120,6 +120,12 @@ def test_a_base_model_needs_a_template(
     run_sft(gavel, str(base), data, tmp_path / "out", "--chat-template", "chatml")
     text = write(tmp_path / "t.jsonl", *({"text": "the dog " * 20} for _ in range(2)))
     run_sft(gavel, str(base), text, tmp_path / "text", "--max-length", "16")
+    texts = write(tmp_path / "s.jsonl", *({"text": "the dog " * n} for n in (1, 2, 3, 20, 20)))
+    packed, alone = (
+        run_sft(gavel, str(base), texts, tmp_path / way, "--max-length", "32", f"--{way}")[0]
+        for way in ("pack", "no-pack")
+    )
+    assert packed["rows"] < alone["rows"] and packed["tokens"] == alone["tokens"]
     ran = gavel(
         "train", "sft", "--model", base, "--data", text, "--out", tmp_path / "x", "--chat-template", "plain"
     )
