@@ -55,8 +55,8 @@ class Ledger:
         if made is not None:
             return made
         self._run.note(begun={stage: _as_kept(settings, inputs)})  # one at a time
-        before = self.spent(stage)
         with self.events.of(stage):
+            before = self.spent(stage)  # a killed attempt ends where this one begins
             made = work()
         seconds = round(before + self.events.last_s, 3)
         entry = {"output": made.output, "summary": made.summary, "seconds": seconds}

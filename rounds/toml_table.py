@@ -14,7 +14,7 @@ _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true o
 
 
 class Table:
-    """Keys are taken out of it; what is left at the end is not known.
+    """Keys are taken out of it; what is left at the end is not known. A key may be written with - or _.
 
     Args:
         where: the table for messages, e.g. "rounds.toml, [train]".
@@ -33,6 +33,7 @@ class Table:
         """The value of a key, taken out. Raises InputError for a missing key without a default, another type,
         or a value out of its range."""
         self._known.add(key)
+        key = self._as_written(key)
         if key not in self._left:
             if default is ...:
                 hint = f"One of {', '.join(among)}." if among else None
@@ -55,10 +56,11 @@ class Table:
         """A table inside; empty where there is none."""
         inner = f"{self.where[:-1]}.{key}]" if self.where.endswith("]") else f"{self.where}, [{key}]"
         self._known.add(key)
-        return Table(self._left.pop(key, {}), inner)
+        return Table(self._left.pop(self._as_written(key), {}), inner)
 
     def is_off(self, key: str) -> bool:
         """Whether a key is false, which is then taken."""
+        key = self._as_written(key)
         if self._left.get(key) is not False:
             return False
         del self._left[key]
@@ -66,10 +68,14 @@ class Table:
 
     def peek(self, key: str, default: Any) -> Any:
         """The value of a key, which stays."""
-        return self._left.get(key, default)
+        return self._left.get(self._as_written(key), default)
 
     def has(self, key: str) -> bool:
-        return key in self._left
+        return self._as_written(key) in self._left
+
+    def _as_written(self, key: str) -> str:
+        dashed = key.replace("_", "-")
+        return dashed if dashed in self._left and key not in self._left else key
 
     def rest(self) -> dict[str, Any]:
         """What was not taken, for a check of its own."""

@@ -13,6 +13,7 @@ from gavel.engines import EngineConfig
 from gavel.errors import InputError
 from rounds.config import PromptsConfig
 from rounds.pool import Pool
+from rounds.toml_table import Table
 
 FAKE = EngineConfig(model="fake", engine="fake")
 
@@ -48,6 +49,14 @@ def test_prompts_that_all_ask_what_is_held_out_leave_none(tmp_path: Path) -> Non
     rows = [{"id": str(i), "prompt": "the same"} for i in range(9)]
     with pytest.raises(InputError, match="9 prompts, 1 of them held out, leave none"):
         Pool.draw(PromptsConfig(source=source(tmp_path, rows), per_round=1, held_out=3), 0, FAKE)
+
+
+def test_keys_may_be_written_with_either_line() -> None:
+    table = Table({"per-round": 4, "held_out": 2, "per-hour": 1}, "rounds.toml, [prompts]")
+    assert (table.take("per_round", int), table.take("held_out", int)) == (4, 2)
+    assert table.has("per_hour") and table.peek("per_hour", 0) == 1
+    with pytest.raises(InputError, match='unknown key "per-hour"'):
+        table.end()
 
 
 @pytest.mark.parametrize("allowed", [0.01, 2])

@@ -334,3 +334,15 @@ def test_other_prompts_need_another_run(tmp_path: Path) -> None:
             ledger.do("prompts", {"seed": 1}, {}, lambda: Made("x", {}))
     assert refused.value.hint is not None and "new --out" in refused.value.hint
     assert "--from" not in refused.value.hint
+
+
+def test_the_time_of_an_attempt_that_was_killed_counts_with_its_stage(tmp_path: Path) -> None:
+    events = [
+        {"at": "2026-01-01T00:00:00.000+00:00", "what": "begin", "stage": "01/judge"},
+        {"at": "2026-01-01T00:01:00.000+00:00", "what": "start engine", "name": "judge"},
+    ]
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    with RunDir.open(tmp_path / "run") as run:
+        (tmp_path / "events.jsonl").rename(run.path / "events.jsonl")
+        Ledger(run).do("01/judge", {}, {}, lambda: Made("x", {}))
+        assert 60 <= Ledger(run).entries()["01/judge"]["seconds"] < 70
