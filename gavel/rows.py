@@ -35,7 +35,7 @@ class BadRows:
     Args:
         max_fraction: how many are allowed (`--max-bad-rows`): a share of all rows below 1, a count
             from 1 up, 0 for none.
-        option: what the person set it with.
+        option: what the person set it with. sign: what stands between it and a value.
         say: tells the person about one row.
 
     Attributes:
@@ -53,11 +53,13 @@ class BadRows:
         max_fraction: float = 0.01,
         option: str = "--max-bad-rows",
         say: Callable[[str], None] = warn,
+        sign: str = " ",
     ) -> None:
         if not math.isfinite(max_fraction) or max_fraction < 0 or (max_fraction >= 1 and max_fraction % 1):
             raise InputError(f"{max_fraction} is neither a fraction below 1 nor a count", where=option)
         self.max_fraction = max_fraction
         self.option = option
+        self._sign = sign
         self.total = 0
         self.count = 0
         self.reasons: Counter[str] = Counter()
@@ -111,6 +113,6 @@ class BadRows:
         allowed = f"{self.limit(rows):,.0f}" if self.max_fraction >= 1 else f"{self.max_fraction:.2%}"
         raise InputError(
             f"{self.count:,} of {rows:,} rows cannot be used, {allowed} allowed: {reasons}\n  {named}{more}",
-            where=self.option.removesuffix(" ="),
-            hint=f"Mend them, or leave them out with {self.option} {self.count}.",
+            where=self.option,
+            hint=f"Mend them, or leave them out with {self.option}{self._sign}{self.count}.",
         )

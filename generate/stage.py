@@ -162,13 +162,18 @@ def stream(
     return summary
 
 
+def check_room(size: int, context: int) -> None:
+    """Raises RowError for a prompt of so many tokens that leaves no token to answer with."""
+    if size >= context:
+        raise RowError(f"longer than the context: {size:,} tokens, {context:,} allowed")
+
+
 def _requests(prompt: Prompt, engine: Engine, config: GenerateConfig) -> list[tuple[SampleRequest, _Asked]]:
     """One request per completion index. Raises RowError for a prompt that does not fit."""
     opened = False
     if Capability.TOKENS in engine.capabilities:
         rendered: Any = engine.tokenizer.chat_ids(prompt.messages)
-        if len(rendered) >= engine.context:
-            raise RowError(f"longer than the context: {len(rendered):,} tokens, {engine.context:,} allowed")
+        check_room(len(rendered), engine.context)
         prompt_hash = digest("prompt_ids", rendered)
         opened = engine.tokenizer.decode(rendered[-8:]).rstrip().endswith(config.tags.open)
         tokenizer = engine.tokenizer.version

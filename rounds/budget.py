@@ -36,17 +36,26 @@ def judge_limits(root: Path, budget: Budget) -> Limits:
     )
 
 
-class _Paid(msgspec.Struct):
-    """What is read of a judgment."""
+class Paid(msgspec.Struct):
+    """What is read of a judgment to know what it cost: nothing where it shares another one's call."""
 
     id: str
     usage: dict[str, int] = {}
+
+    @property
+    def calls(self) -> int:
+        return self.usage.get("calls", 1) if self.usage else 0
+
+    @property
+    def tokens(self) -> int:
+        """Of its prompts."""
+        return self.usage.get("prompt_tokens", 0)
 
 
 def asked_of_judge(root: Path) -> tuple[int, int]:
     """Calls and prompt tokens of all labels on record, those that were set aside included; what was copied
     back and stands in both places counts once."""
-    decoder = msgspec.json.Decoder(_Paid)
+    decoder = msgspec.json.Decoder(Paid)
     calls = tokens = 0
     for folder in sorted((root / "rounds").glob("*")):
         seen: set[str] = set()
@@ -55,8 +64,8 @@ def asked_of_judge(root: Path) -> tuple[int, int]:
                 for _, _, line in read_lines(path):
                     paid = decoder.decode(line)
                     if paid.usage and paid.id not in seen:
-                        calls += paid.usage.get("calls", 1)
-                        tokens += paid.usage.get("prompt_tokens", 0)
+                        calls += paid.calls
+                        tokens += paid.tokens
                         seen.add(paid.id)
     return calls, tokens
 

@@ -11,6 +11,7 @@ from gavel.command import emit
 
 if TYPE_CHECKING:
     from rounds.config import RoundsConfig
+    from rounds.pool import Pool
     from rounds.standing import Line
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -43,8 +44,8 @@ def start(config: str, out: str, dry_run: bool, stage: str | None, as_json: bool
             raise InputError("redoes nothing", where="--dry-run, --from", hint="Leave one of them out.")
         emit(estimate(wanted, check(wanted), Path(out)), as_json, "would take")
         return
-    check(wanted, drawn=_drawn(Path(out)))
-    _run(Path(out), wanted, stage, as_json)
+    pool = check(wanted, drawn=_drawn(Path(out)))
+    _run(Path(out), wanted, stage, pool, as_json)
 
 
 @click.command(
@@ -65,8 +66,8 @@ def resume(run: str, stage: str | None, as_json: bool) -> None:
     root = Path(run)
     settle(root)  # it may bring another configuration
     config = config_in(root)
-    check(config, drawn=_drawn(root))
-    _run(root, config, stage, as_json)
+    pool = check(config, drawn=_drawn(root))
+    _run(root, config, stage, pool, as_json)
 
 
 @click.command(
@@ -95,8 +96,9 @@ def _drawn(root: Path) -> bool:
     return root.is_dir() and bool(RunDir(root).stage("prompts"))
 
 
-def _run(root: Path, config: RoundsConfig, stage: str | None, as_json: bool) -> None:
-    """Runs, again from a stage on where one is named; the last words go to standard output.
+def _run(root: Path, config: RoundsConfig, stage: str | None, pool: Pool | None, as_json: bool) -> None:
+    """Runs, again from a stage on where one is named; the last words go to standard output. pool: the prompts
+    where their source was read for it.
 
     Raises CheckFailed where a gate stopped the run."""
     from gavel.errors import CheckFailed
@@ -104,7 +106,7 @@ def _run(root: Path, config: RoundsConfig, stage: str | None, as_json: bool) -> 
     from rounds.standing import read_figures
 
     try:
-        lines = run_rounds(root, config, again=stage)
+        lines = run_rounds(root, config, again=stage, drawn=pool)
     except CheckFailed:  # a budget is spent, or the judge failed its gold test: so far this holds
         if so_far := read_figures(root):
             _show(root, so_far, as_json)

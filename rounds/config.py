@@ -52,7 +52,7 @@ class PromptsConfig:
 
     def bad_rows(self) -> BadRows:
         """Counts prompts that cannot be used, and refuses too many of them."""
-        return BadRows(self.max_bad_rows, "[prompts] max_bad_rows =")
+        return BadRows(self.max_bad_rows, "[prompts] max_bad_rows", sign=" = ")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,7 @@ def run_rounds(
     config: RoundsConfig,
     observe: Callable[[Line, Lifetimes, Path], None] | None = None,
     again: str | None = None,
+    drawn: Pool | None = None,
 ) -> list[Line]:
     """Runs or resumes all rounds below `root` and returns the rounds that are over, round 0 first.
 
@@ -47,6 +48,7 @@ def run_rounds(
         observe: called after each round with its line, the engines and the model, for measurements of one's
             own; also with rounds that were over before.
         again: a stage that is redone, with all after it, such as "02/train".
+        drawn: the prompts, where their source was read already.
 
     Raises:
         InputError: a stage was done with other settings: they are named, and nothing is changed.
@@ -58,7 +60,7 @@ def run_rounds(
         ledger = Ledger(run)
         with Lifetimes(config.policy, config.engines, ledger.events) as engines:
             _prepare(run, config, engines, again)
-            work = Rounds(root, config, ledger, engines)
+            work = Rounds(root, config, ledger, engines, drawn)
             over, lines = read_figures(root), [work.first()]
             work.record(lines, over)
             while work.go_on(lines):
@@ -96,14 +98,22 @@ def _prepare(run: RunDir, config: RoundsConfig, engines: Lifetimes, again: str |
 
 
 class Rounds:
-    """What the rounds of a run have in common. root: its directory."""
+    """What the rounds of a run have in common. root: its directory. drawn: as `run_rounds` has it."""
 
-    def __init__(self, root: Path, config: RoundsConfig, ledger: Ledger, engines: Lifetimes) -> None:
+    def __init__(
+        self, root: Path, config: RoundsConfig, ledger: Ledger, engines: Lifetimes, drawn: Pool | None = None
+    ) -> None:
         self.root, self.config, self.ledger, self.engines = root, config, ledger, engines
         pool = ledger.do("prompts", Pool.settings(config.prompts, config.seed), {},
-                         lambda: Pool.take_in(root, config))  # fmt: skip
+                         lambda: self._draw(drawn).take_in(root))  # fmt: skip
         self.pool, self._pool_hash = Pool.read(root), pool.output
         self.pool.check(config.prompts, config.rounds)
+
+    def _draw(self, drawn: Pool | None) -> Pool:
+        config = self.config
+        pool = drawn or Pool.draw(config.prompts, config.seed, config.policy)
+        pool.check(config.prompts, config.rounds)
+        return pool
 
     def go_on(self, lines: Sequence[Line]) -> bool:
         """Whether there is a round after these."""

@@ -20,8 +20,9 @@ from gavel.errors import InputError, RowError
 from gavel.records import Prompt, encode
 from gavel.rundir import read_records, write_atomic
 from gavel.sources import read_prompts
+from generate.stage import check_room
 from rounds import ledger
-from rounds.config import PromptsConfig, RoundsConfig
+from rounds.config import PromptsConfig
 from rounds.ledger import Made
 
 _POOL, _HELD_OUT = "prompts.jsonl", "held_out.jsonl"
@@ -67,15 +68,12 @@ class Pool:
             say(f"prompts left out of the rounds because the same is asked in held-out ones: {again:,}")
         return cls(kept, held_out)
 
-    @classmethod
-    def take_in(cls, root: Path, config: RoundsConfig) -> Made:
+    def take_in(self, root: Path) -> Made:
         """Writes them down."""
-        pool = cls.draw(config.prompts, config.seed, config.policy)
-        pool.check(config.prompts, config.rounds)
-        for name, prompts in ((_POOL, pool.rounds), (_HELD_OUT, pool.held_out)):
+        for name, prompts in ((_POOL, self.rounds), (_HELD_OUT, self.held_out)):
             write_atomic(root / name, b"".join(map(encode, prompts)))
         output = ledger.content_of(root / _POOL, root / _HELD_OUT)
-        return Made(output, {"prompts": len(pool.rounds), "held_out": len(pool.held_out)})
+        return Made(output, {"prompts": len(self.rounds), "held_out": len(self.held_out)})
 
     @classmethod
     def read(cls, root: Path) -> Pool:
@@ -122,7 +120,7 @@ def _read(source: str, config: PromptsConfig, check: Callable[[Prompt], None]) -
         try:
             check(prompt)
         except RowError as error:
-            bad.add(error)
+            bad.add(RowError(error.what, where=f"prompt {prompt.id}"))
         else:
             found.append(prompt)
     bad.check()
@@ -145,9 +143,7 @@ def _fitting(policy: EngineConfig) -> Callable[[Prompt], None]:
     )
 
     def check(prompt: Prompt) -> None:
-        size = len(tokenizer.chat_ids(prompt.messages))
-        if context is not None and size >= context:
-            said = f"longer than the context: {size:,} tokens, {context:,} allowed"
-            raise RowError(said, where=f"prompt {prompt.id}")
+        if context is not None:
+            check_room(len(tokenizer.chat_ids(prompt.messages)), context)
 
     return check

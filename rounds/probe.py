@@ -15,6 +15,7 @@ import msgspec
 from gavel.command import say
 from gavel.errors import InputError
 from gavel.rundir import RunDir, read_lines
+from rounds.budget import Paid
 from rounds.config import Budget, RoundsConfig
 from rounds.ledger import Events, Ledger
 from rounds.loop import run_rounds
@@ -191,12 +192,11 @@ def measured(root: Path) -> Measured:
     )
 
 
-class _Judgment(msgspec.Struct):
+class _Judgment(Paid, kw_only=True):
     """What is read of a judgment."""
 
     prompt_id: str
     completion_ids: tuple[str, ...]
-    usage: dict[str, int] = {}
 
 
 def _asked(paths: Iterable[Path]) -> Asked:
@@ -209,9 +209,8 @@ def _asked(paths: Iterable[Path]) -> Asked:
             judgment = decoder.decode(line)
             items.add(judgment.prompt_id)
             compares |= len(judgment.completion_ids) > 1
-            if judgment.usage:  # of judgments that one call made the first has it
-                calls += judgment.usage.get("calls", 1)
-                tokens += judgment.usage.get("prompt_tokens", 0)
+            calls += judgment.calls
+            tokens += judgment.tokens
     return Asked(calls, tokens, len(items), compares)
 
 

@@ -13,9 +13,8 @@ import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
-from rounds_driver import watch_changes
+from rounds_driver import at_changes, watch_changes
 
 from gavel.errors import InputError
 from gavel.rundir import RunDir
@@ -28,21 +27,12 @@ SAID = 5  # exit code of a redo that said that the disk is full
 
 def fill_disk(step: int) -> None:
     """From the change number `step` on, whatever takes room fails."""
-    count = 0
 
-    def changed(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal count
-        if event == "open":
-            path, _, flags = arguments
-            if not isinstance(flags, int) or not flags & (os.O_WRONLY | os.O_RDWR) or path == "/dev/null":
-                return
-        elif event not in ("os.rename", "os.mkdir"):
-            return
-        count += 1
+    def then(count: int) -> None:
         if count >= step:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    sys.addaudithook(changed)
+    at_changes(then, ("os.rename", "os.mkdir"))
 
 
 def attempt(root: Path, stage: str, config: RoundsConfig, how: str, step: int) -> int:

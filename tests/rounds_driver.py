@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ def noting(log: int, name: str) -> None:
     setattr(FakeEngine, name, noted)
 
 
-def watch_changes(log: int, fatal: int) -> None:
-    """Counts files opened for writing, made, moved and removed from now on, and dies at one of them."""
+def at_changes(then: Callable[[int], None], events: Container[str]) -> None:
+    """Calls `then` with 1, 2, 3 … before a file is opened for writing, or one of the audit events happens."""
     count = 0
 
     def changed(event: str, arguments: tuple[Any, ...]) -> None:
@@ -48,14 +48,23 @@ def watch_changes(log: int, fatal: int) -> None:
             path, _, flags = arguments
             if not isinstance(flags, int) or not flags & (os.O_WRONLY | os.O_RDWR) or path == "/dev/null":
                 return
-        elif event not in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"):
+        elif event not in events:
             return
         count += 1
+        then(count)
+
+    sys.addaudithook(changed)
+
+
+def watch_changes(log: int, fatal: int) -> None:
+    """Counts files opened for writing, made, moved and removed from now on, and dies at one of them."""
+
+    def then(count: int) -> None:
         os.pwrite(log, f"{count}\n".encode(), 0)
         if count == fatal:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(changed)
+    at_changes(then, ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"))
 
 
 def run(root: str, config: str, step: str) -> None:

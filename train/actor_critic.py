@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from gavel.errors import InputError
 from gavel.tokenizer import HfTokenizer
 from train import models
+from train.apart import base_of
 from train.config import PpoConfig
 from train.ppo_terms import entropies, selected_logps
 from train.rollout import Rollout
 from train.tokens import Tokens
-from train.unique import base_of, try_forest
+from train.unique import try_forest
 
 
 class ActorCritic(nn.Module):  # type: ignore[misc]

@@ -85,19 +85,12 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
         """TRL calls it once the model is there. What it gives is kept here, not in the data."""
         self.ref_model = None  # for FSDP, TRL loads one
         if not self.divided:
-            self._look_at_reference()
+            self.look_at_model()
         return dataset
 
-    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer calls it once the model is divided among the processes, before a checkpoint is loaded into
-        it: the reference is asked as the policy will be."""
-        if self.divided:
-            self._look_at_reference()
-            group.reshard(self.model)
-        return super().create_scheduler(*args, **kwargs)
-
-    def _look_at_reference(self) -> None:
-        """Finds the reference's log-probabilities, with the model that training starts from."""
+    def look_at_model(self) -> None:
+        """Finds the reference's log-probabilities, with the model that training starts from: asked as the
+        policy will be."""
         config = self._config
         self.sharing, self._forward = self._shared()
         self.merge = self.sharing != "off"

@@ -99,7 +99,19 @@ class ExactRows:
         """Whether FSDP or DeepSpeed divides the model, or what belongs to it, once training begins."""
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
+    def create_scheduler(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Trainer calls it once the model is divided among the processes, before a checkpoint is loaded into
+        it."""
+        if self.divided:
+            self.look_at_model()
+            group.reshard(self.model)
+        return super().create_scheduler(*args, **kwargs)  # type: ignore[misc]
+
     # what a trainer says
+
+    def look_at_model(self) -> None:
+        """What it has to know of its model before training. Called here of one that is divided; of one that
+        is not the trainer calls it as soon as it can."""
 
     def micro_batch(self, places: Sequence[int]) -> dict[str, Any]:
         """Rows as the inputs of a forward pass."""

@@ -58,16 +58,10 @@ class ExactSFTTrainer(exact.ExactRows, SFTTrainer):  # type: ignore[misc]
         self.carry()
         self._aux_coef: float = self.router_aux_loss_coef
         if not self.divided:
-            self._check_packing()
+            self.look_at_model()
 
-    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer calls it once the model is divided among the processes, before a checkpoint is loaded."""
-        if self.divided:
-            self._check_packing()
-            group.reshard(self.model)
-        return super().create_scheduler(*args, **kwargs)
-
-    def _check_packing(self) -> None:
+    def look_at_model(self) -> None:
+        """Whether it keeps packed documents apart."""
         if self._packed:
             model = self.accelerator.unwrap_model(self.model)
             if (why := packing_leaks(model, TOLERANCE[self._precision])) is not None:

@@ -19,8 +19,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from train import forest
-from train.apart import base_of as base_of
-from train.apart import moved_in_forest, moved_in_packed_row
+from train.apart import base_of, moved_in_forest, moved_in_packed_row
 from train.data import PairRow
 from train.running import out_of_memory
 
