@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--micro-batch", type=int, default=8)
     parser.add_argument("--n", type=int, default=1, help="Completions of a prompt.")
+    parser.add_argument("--prompt-tokens", type=int, default=20)
     parser.add_argument("--ends", action="store_true", help="Completions end by themselves.")
     parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -65,8 +66,8 @@ def compare(options: argparse.Namespace) -> None:
                 wall, processor = zip(*times[1:], strict=True)
                 found = statistics.median(wall), statistics.median(processor)
                 spent.setdefault(name, []).append(found)
-    print(f"{ROLLOUTS} completions of {'at most ' * options.ends}{TOKENS} tokens, {options.n} a prompt, "
-          f"{EPOCHS} epochs, micro-batch {options.micro_batch}")  # fmt: skip
+    print(f"{ROLLOUTS} completions of {'at most ' * options.ends}{TOKENS} tokens, {options.n} to a prompt of "
+          f"{options.prompt_tokens}, {EPOCHS} epochs, micro-batch {options.micro_batch}")  # fmt: skip
     for name, pairs in spent.items():
         print(f"{name:10}", end="")
         for place, clock in enumerate(("wall", "processor")):
@@ -87,7 +88,8 @@ def one_run(side: str, options: argparse.Namespace) -> dict[str, list[Pair]]:
         "VLLM_CPU_KVCACHE_SPACE": "1",
     }
     command = [python, "-P", __file__, "--side", side, "--folder", options.folder, "--n", options.n,
-               "--iterations", options.iterations, "--micro-batch", options.micro_batch]  # fmt: skip
+               "--iterations", options.iterations, "--micro-batch", options.micro_batch,
+               "--prompt-tokens", options.prompt_tokens]  # fmt: skip
     command += ["--ends"] * options.ends
     done = subprocess.run([*map(str, command)], env=os.environ | threads, capture_output=True, text=True)
     if done.returncode:
@@ -148,7 +150,8 @@ def let_end(model: Any) -> None:
 def prompts(options: argparse.Namespace) -> list[str]:
     """Of all iterations; one more is asked for, as the first is not counted."""
     draw, count = random.Random(0), ROLLOUTS * (options.iterations + 1) // options.n
-    return [" ".join(f"w{draw.randrange(VOCAB - 2)}" for _ in range(20)) for _ in range(count)]
+    length = options.prompt_tokens
+    return [" ".join(f"w{draw.randrange(VOCAB - 2)}" for _ in range(length)) for _ in range(count)]
 
 
 def now() -> Pair:

@@ -3,8 +3,8 @@
 accelerate leaves FSDP out where its processes are on CPUs. Here it is told that they are on GPUs once it has
 given them their devices; the rest, FSDP2 and its collectives over gloo, is as it comes.
 
-JOBS is a file: a list of {"arguments": […], "stop_after": STEP}; with a step, a run is stopped after it as by
-Ctrl-C. Exit codes go to JOBS.codes.
+JOBS is a file: a list of {"arguments": […], "stop_after": STEP}; with a step, a run is stopped after it (PPO:
+after that iteration) as by Ctrl-C. Exit codes go to JOBS.codes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from accelerate.utils import DistributedType
 
 from gavel.cli import main
 from train.callbacks import Checkpoints
+from train.ppo_log import Log
 
-_begin, _step_ends = AcceleratorState.__init__, Checkpoints.on_step_end
+_begin, _step_ends, _iteration_ends = AcceleratorState.__init__, Checkpoints.on_step_end, Log.end
 
 
 def _begin_as_on_gpus(self: Any, *args: Any, **settings: Any) -> None:
@@ -36,7 +37,11 @@ def _stop_after(step: int) -> None:
         self.stop_requested |= state.global_step == step
         _step_ends(self, args, state, control, **others)
 
-    Checkpoints.on_step_end = on_step_end
+    def end(self: Any, iteration: int, *given: Any) -> None:
+        self.stop_requested |= iteration + 1 == step
+        _iteration_ends(self, iteration, *given)
+
+    Checkpoints.on_step_end, Log.end = on_step_end, end
 
 
 if __name__ == "__main__":

@@ -120,8 +120,8 @@ def test_what_stands_in_pad_slots_changes_nothing(tiny: Tiny, tmp_path: Path) ->
         completion_ids=torch.where(tokens.mask, tokens.completion_ids, 123),
     )
     with torch.no_grad():
-        logps, values = learner._module(tokens, 1.0)
-        others, other_values = learner._module(spoiled, 1.0)
+        logps, values = learner.models.module.said(tokens, 1.0)
+        others, other_values = learner.models.module.said(spoiled, 1.0)
     assert torch.equal(logps[tokens.mask], others[tokens.mask])
     assert torch.equal(values[:, :-1][tokens.mask], other_values[:, :-1][tokens.mask])
 
@@ -345,7 +345,7 @@ def test_an_end_that_is_also_the_pad_token_is_learned(tiny: Tiny, tmp_path: Path
     tokens = Tokens.of(rows, torch.device("cpu"), shared=False)
     assert tokens.mask.tolist() == [[True, True, False, False], [True] * 4]
     learner = learner_of(tiny, tmp_path)
-    logps, _ = learner._module(tokens, 0.7)
+    logps, _ = learner.models.module.said(tokens, 0.7)
     logps.retain_grad()
     learned = learned_of(learner, rows, [1.0, -1.0])
     from train.ppo_terms import policy_loss

@@ -57,7 +57,10 @@ class World:
         self._move, self._heard, self._rounding = move, heard, rounding
         self._number, self._began = 0, -torch.rand(TOKENS, generator=self._draw)
         self._policy = self._engine = self._began
-        self.memory, self.models = contextlib.nullcontext, SimpleNamespace(policy=None)
+        self.memory, self.models = (
+            contextlib.nullcontext,
+            SimpleNamespace(policy=None, module=SimpleNamespace(policy=None)),
+        )
         self.mask = torch.ones(TOKENS, dtype=torch.bool)
 
     def _rounded(self, logps: torch.Tensor, share: float) -> torch.Tensor:
@@ -108,6 +111,7 @@ def pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pushed:
         folder.mkdir(parents=True)
 
     monkeypatch.setattr(models, "save_state", save)
+    monkeypatch.setattr(models, "merged", lambda model, state: state)
 
     def run(world: World, iterations: int, from_reference: bool) -> tuple[int, str]:
         given: Any = world

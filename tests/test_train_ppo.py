@@ -286,6 +286,7 @@ def test_a_later_step_that_fails_leaves_the_weights_of_before_it(
 
     from gavel.tokenizer import HfTokenizer
     from train import actor_critic
+    from train.models import merged
     from train.ppo_learner import Learner
 
     kept: dict[str, Any] = {}
@@ -293,7 +294,8 @@ def test_a_later_step_that_fails_leaves_the_weights_of_before_it(
 
     def watched(self: Any, *args: Any) -> Any:
         for part in ("policy", "critic"):
-            kept[part] = {name: w.clone() for name, w in self.state_of(part).items()}
+            state = merged(getattr(self.models.module, part), self.state_of(part))
+            kept[part] = {name: w.clone() for name, w in state.items()}
         return step(self, *args)
 
     monkeypatch.setattr(Learner, "_step", watched)
@@ -402,16 +404,16 @@ def test_out_of_memory(
 
     from train.actor_critic import ActorCritic
 
-    original = ActorCritic.forward
+    original = ActorCritic.values
 
-    def small(self: Any, tokens: Any, *args: Any) -> Any:
+    def small(self: Any, tokens: Any) -> Any:
         if len(tokens.mask) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(self, tokens, *args)
+        return original(self, tokens)
 
     config = config_of(tiny, halve_micro_batch=allowed, epochs=0.4)
     run_ppo(tiny, policy_engine, tmp_path / "plenty", config)
-    monkeypatch.setattr(ActorCritic, "forward", small)
+    monkeypatch.setattr(ActorCritic, "values", small)
     if not allowed:
         with pytest.raises(InputError, match="out of memory") as caught:
             run_ppo(tiny, policy_engine, tmp_path / "out", config)

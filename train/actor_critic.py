@@ -3,11 +3,10 @@ them the reference, which stays as it was."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,8 @@ from train.rollout import Rollout
 from train.tokens import Tokens
 from train.unique import try_forest
 
+T = TypeVar("T")
+
 
 class ActorCritic(nn.Module):  # type: ignore[misc]
     """policy: a causal language model. critic: a sequence-classification model with one label, read at every
@@ -30,20 +31,30 @@ class ActorCritic(nn.Module):  # type: ignore[misc]
     def __init__(self, policy: Any, critic: Any) -> None:
         super().__init__()
         self.policy, self.critic = policy, critic
+        parts = [base_of(model)._no_split_modules or () for model in (policy, critic)]
+        self._no_split_modules = sorted({name for names in parts for name in names})  # FSDP's units
 
-    def forward(self, tokens: Tokens, temperature: float, entropy: bool = False) -> tuple[Tensor, ...]:
+    def forward(self, asked: Callable[..., T], *given: Any) -> T:
+        """What is asked of the two, e.g. `module(ActorCritic.said, tokens, 1.0)`. What wraps a module for
+        several processes knows this method alone: weights in shards are whole inside it, not outside."""
+        return asked(self, *given)
+
+    def said(self, tokens: Tokens, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the completion tokens at `temperature`, (B, R); values of the states before
-        each token and after the last, (B, R + 1); with `entropy` each position's, (B, R). 0 where a
-        completion has ended."""
-        logits = completion_logits(self.policy, tokens, temperature)
-        found = (logps_of(logits, tokens), self._values(tokens))
-        return (*found, _spread(entropies(logits), tokens.mask)) if entropy else found
+        each token and after the last, (B, R + 1). 0 where a completion has ended."""
+        return logps_of(completion_logits(self.policy, tokens, temperature), tokens), self.values(tokens)
 
-    def _values(self, tokens: Tokens) -> Tensor:
+    def values(self, tokens: Tokens) -> Tensor:
+        """(B, R + 1): see `said`."""
         critic = base_of(self.critic)
         body = getattr(critic, critic.base_model_prefix)
         hidden = body(**tokens.inputs, use_cache=False).last_hidden_state.flatten(0, 1)  # (N, d)
         return _spread(critic.score(hidden[tokens.kept])[:, 0].float(), tokens.states)
+
+    def tie_weights(self) -> None:
+        """Makes weights one again that a move between devices has parted; accelerate asks for it."""
+        for model in (self.policy, self.critic):
+            model.tie_weights()
 
 
 def completion_logits(policy: Any, tokens: Tokens, temperature: float) -> Tensor:
@@ -81,10 +92,13 @@ class Models:
     critic: models.Loaded
     reference: Any
 
-    def ref_logps(self, tokens: Tokens, temperature: float) -> Tensor:
-        """(B, R): log-probabilities by the reference."""
-        with self._reference() as model:
-            return logps_of(completion_logits(model, tokens, temperature), tokens)
+    def evaluated(self, module: ActorCritic, tokens: Tokens, temperature: float) -> tuple[Tensor, ...]:
+        """To be asked by way of the module: log-probabilities of the completion tokens by policy and
+        reference, (B, R); values, (B, R + 1); entropies of the policy, (B, R)."""
+        logits = completion_logits(module.policy, tokens, temperature)
+        logps, entropy = logps_of(logits, tokens), _spread(entropies(logits), tokens.mask)
+        del logits
+        return logps, self._ref_logps(module, tokens, temperature), module.values(tokens), entropy
 
     def try_sharing(self, rollouts: Sequence[Rollout], device: torch.device, tolerance: float) -> str | None:
         """Makes the models ready for one row without padding, if they say there what they say of a padded
@@ -100,19 +114,19 @@ class Models:
 
         def said(shared: bool) -> Tensor:
             tokens = Tokens.of(rollouts, device, shared)
-            logps, values = self.module(tokens, 1.0)
-            ref_logps = self.ref_logps(tokens, 1.0)
+            logps, ref_logps, values, _ = self.evaluated(self.module, tokens, 1.0)
             return torch.cat([logps[tokens.mask], ref_logps[tokens.mask], values[tokens.states]])
 
-        return try_forest(asked, lambda: said(False), lambda: said(True), tolerance)
+        found: str | None = self.module(
+            lambda module: try_forest(asked, lambda: said(False), lambda: said(True), tolerance)
+        )
+        return found
 
-    @contextlib.contextmanager
-    def _reference(self) -> Iterator[Any]:
+    def _ref_logps(self, module: ActorCritic, tokens: Tokens, temperature: float) -> Tensor:
         if self.reference is not None:
-            yield self.reference
-        else:
-            with self.module.policy.disable_adapter():
-                yield self.module.policy
+            return logps_of(completion_logits(self.reference, tokens, temperature), tokens)
+        with module.policy.disable_adapter():
+            return logps_of(completion_logits(module.policy, tokens, temperature), tokens)
 
 
 def load(config: PpoConfig, tokenizer: HfTokenizer, dtype: torch.dtype) -> Models:

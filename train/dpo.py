@@ -84,7 +84,7 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """TRL calls it once the model is there. What it gives is kept here, not in the data."""
         self.ref_model = None  # for FSDP, TRL loads one
-        if not self.divided:
+        if not self.divided_by:
             self.look_at_model()
         return dataset
 

@@ -95,14 +95,14 @@ class ExactRows:
     _carried: Mapping[str, Sequence[float]] = MappingProxyType({})  # sums of metrics, from a checkpoint
 
     @property
-    def divided(self: Any) -> bool:
-        """Whether FSDP or DeepSpeed divides the model, or what belongs to it, once training begins."""
-        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+    def divided_by(self: Any) -> str:
+        """What divides the model, or what belongs to it, once training begins: FSDP, DeepSpeed or nothing."""
+        return "FSDP" if self.is_fsdp_enabled else "DeepSpeed" if self.is_deepspeed_enabled else ""
 
     def create_scheduler(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Trainer calls it once the model is divided among the processes, before a checkpoint is loaded into
         it."""
-        if self.divided:
+        if self.divided_by:
             self.look_at_model()
             group.reshard(self.model)
         return super().create_scheduler(*args, **kwargs)  # type: ignore[misc]

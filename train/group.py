@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from gavel import processes
 from gavel.errors import InputError
@@ -46,6 +47,18 @@ def reshard(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A model's weights by name, on the main process; of a model in shards they are brought there one after
+    another, to the CPU. Empty on the others."""
+    reshard(model)
+    state = {}
+    for name, weight in model.state_dict().items():
+        whole = weight.full_tensor().cpu() if isinstance(weight, DTensor) else weight  # of all processes
+        if is_main():
+            state[name] = whole
+    return state
 
 
 def size() -> int:

@@ -60,7 +60,7 @@ def train_ppo(
             are not those of the weights it was given.
     """
     running.quiet()
-    group.check_shards("PPO")
+    group.check_shards("PPO", "FSDP2")
     running.check_names(config)
     trackers(config)
     group.join()
@@ -186,6 +186,7 @@ def _plan(config: PpoConfig, precision: str, prompts: Sequence[Prompt], live: _O
 def _restore(learner: Learner, output: Output) -> int:
     """Takes the state of the newest whole checkpoint. Returns how many iterations it has behind it."""
     checkpoint, step = output.resume()
+    running.check_stored(checkpoint, "FSDP" if learner.accelerator.is_fsdp2 else "")
     if checkpoint:
         learner.restore(checkpoint)
         say(f"resuming after iteration {step}")
@@ -194,12 +195,13 @@ def _restore(learner: Learner, output: Output) -> int:
 
 def _save(config: PpoConfig, learner: Learner, tokenizer: HfTokenizer, precision: str, folder: Path) -> None:
     """The whole policy, with LoRA merged and the adapter beside it."""
-    state = learner.state_of("policy")
+    state, policy = learner.state_of("policy"), learner.models.module.policy
     if not group.is_main():
         return
     if config.lora_r:
-        learner.models.module.policy.save_pretrained(folder / "adapter")
-    models.save_state(learner.models.policy, state, running.saved_dtype(precision), folder)
+        policy.save_pretrained(folder / "adapter", state_dict=state)
+    whole = models.merged(policy, state)
+    models.save_state(learner.models.policy, whole, running.saved_dtype(precision), folder)
     models.save_companions(config.model, tokenizer.hf, folder)
 
 
@@ -207,7 +209,8 @@ def _save_critic(
     config: PpoConfig, learner: Learner, tokenizer: HfTokenizer, precision: str, folder: Path
 ) -> None:
     """The critic as a reward model, with LoRA merged."""
-    state = learner.state_of("critic")
+    state, critic = learner.state_of("critic"), learner.models.module.critic
     if group.is_main():
-        models.save_state(learner.models.critic, state, running.saved_dtype(precision), folder)
+        whole = models.merged(critic, state)
+        models.save_state(learner.models.critic, whole, running.saved_dtype(precision), folder)
         models.save_companions(config.critic or config.model, tokenizer.hf, folder)

@@ -12,6 +12,7 @@ import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -19,18 +20,19 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.utils import fsdp2_prepare_model
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from gavel.command import say
 from gavel.errors import InputError
 from gavel.records import seed_for
 from train import group
 from train import ppo_terms as terms
-from train.actor_critic import Models
+from train.actor_critic import ActorCritic, Models
 from train.config import SCHEDULES, PpoConfig
 from train.exact import NotANumber
 from train.experience import Evaluated, Experience
-from train.models import merged
 from train.rollout import OutOfMemory, Rollout
 from train.running import free_memory, less_memory, out_of_memory
 from train.tokens import Tokens, by_kin
@@ -58,6 +60,8 @@ class Learner:
             mixed_precision="bf16" if precision == "bf16" else "no", cpu=not torch.cuda.is_available(),
             log_with=trackers(config) or None, project_dir=str(folder),
         )  # fmt: skip
+        if self.accelerator.is_fsdp2:
+            _keep_float32_outputs(self.accelerator)
         self.accelerator.init_trackers("gavel", config.shaping())
         self.models = models
         self.micro_batch = min(config.micro_batch_size, config.batch_size // group.size())
@@ -69,12 +73,14 @@ class Learner:
             raise InputError(f"the {share} completions of an optimiser step cannot be divided among "
                              f"{group.size()} processes", where="--batch-size")  # fmt: skip
         self.kl = terms.AdaptiveKl(config.kl_coef, config.kl_target, config.kl_horizon)
-        if models.reference is not None:
+        if models.reference is not None and not self.accelerator.is_fsdp2:
             models.reference.to(self.accelerator.device)
         self.scheduler = transformers.get_scheduler(
             SCHEDULES[config.scheduler], optimiser, _warmup(config, steps), steps
         )
         self._module, self._optimiser = self.accelerator.prepare(models.module, optimiser)
+        if models.reference is not None and self.accelerator.is_fsdp2:
+            fsdp2_prepare_model(self.accelerator, models.reference)
         self._module.train()
         self.accelerator.register_for_checkpointing(self.kl, self.scheduler)
 
@@ -93,10 +99,9 @@ class Learner:
 
         def passes(micro: int) -> None:
             for part, tokens in self._micro_batches(rollouts, range(rows), micro):
-                logps, values, entropy = self._module(tokens, temperature, True)
                 with self.accelerator.autocast():
-                    ref_logps = self.models.ref_logps(tokens, temperature)
-                for place, kind in enumerate((logps, ref_logps, values, entropy)):
+                    kinds = self._module(self.models.evaluated, tokens, temperature)
+                for place, kind in enumerate(kinds):
                     found[place, part, : kind.shape[1]] = kind.float()
 
         self._within_memory(passes)
@@ -124,7 +129,8 @@ class Learner:
         found = []
         for start in range(0, len(rollouts), self.micro_batch):
             part = rollouts[start : start + self.micro_batch]
-            logps = self._module(Tokens.of(part, self.device, bool(self.shared)), 1.0)[0]
+            tokens = Tokens.of(part, self.device, bool(self.shared))
+            logps = self._module(ActorCritic.said, tokens, 1.0)[0]
             found += [row[: len(r.completion_ids)].tolist() for row, r in zip(logps, part, strict=True)]
         return found
 
@@ -151,16 +157,12 @@ class Learner:
     def _step(self, iteration: int, rollouts: Sequence[Rollout], learned: Experience,
               rows: Sequence[int]) -> dict[str, float]:  # fmt: skip
         """One optimiser step on some of the completions."""
-        config = self._config
         count = learned.mask[list(rows)].sum()
         if not count:
             return {}
         sums = self._within_memory(lambda micro: self._gradients(rollouts, learned, rows, micro, count))
         sums = group.summed(sums) / count
-        norms = [
-            float(self.accelerator.clip_grad_norm_(part.parameters(), config.max_grad_norm or math.inf))
-            for part in (self.models.module.policy, self.models.module.critic)
-        ]
+        norms = [self._clip(part) for part in (self.models.module.policy, self.models.module.critic)]
         if not all(map(math.isfinite, [*norms, float(sums[0]), float(sums[1])])):
             self._optimiser.zero_grad()
             raise _not_a_number(iteration, sums, norms, [rollouts[row] for row in rows])
@@ -175,6 +177,12 @@ class Learner:
             "grad_norm/policy": norms[0], "grad_norm/value": norms[1], "lr": learning_rate,
         }  # fmt: skip
 
+    def _clip(self, part: torch.nn.Module) -> float:
+        """Clips the gradients of policy or critic. Returns their norm before that."""
+        limit = self._config.max_grad_norm or math.inf
+        norm = self.accelerator.clip_grad_norm_(part.parameters(), limit)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
     def _gradients(self, rollouts: Sequence[Rollout], learned: Experience, rows: Sequence[int], micro: int,
                    count: Tensor) -> Tensor:  # fmt: skip
         """Adds up the gradients of a step. Returns sums over this process's tokens: policy loss, value loss,
@@ -182,15 +190,16 @@ class Learner:
         config, sums = self._config, torch.zeros(6, device=self.device)
         self._optimiser.zero_grad()
         for part, tokens, last in _marked(self._micro_batches(rollouts, rows, micro)):
-            # processes exchange gradients at a step's last micro-batch only
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self._module):
+            # processes exchange gradients at a step's last micro-batch only; shards have no room to wait
+            at_once = last or self.accelerator.is_fsdp2
+            with contextlib.nullcontext() if at_once else self.accelerator.no_sync(self._module):
                 width = tokens.mask.shape[1]
                 mask, old_logps, old_values, advantages, returns, weights = (
                     array[part, :width]
                     for array in (learned.mask, learned.said.logps, learned.said.values,
                                   learned.advantages, learned.returns, learned.weights)
                 )  # fmt: skip
-                logps, values = self._module(tokens, config.temperature)
+                logps, values = self._module(ActorCritic.said, tokens, config.temperature)
                 policy = terms.policy_loss(logps, old_logps, advantages, weights, mask, config.clip)
                 value = terms.value_loss(values[:, :-1], old_values, returns, mask, config.value_clip)
                 loss = (policy.total + config.value_coef * value.total) / count
@@ -243,12 +252,9 @@ class Learner:
             ) from None  # fmt: skip
 
     def state_of(self, part: Literal["policy", "critic"]) -> dict[str, Tensor]:
-        """The weights of one of the two, an adapter's merged in; empty on all processes but the main one."""
-        state = self.accelerator.get_state_dict(self._module)
-        if not group.is_main():
-            return {}
-        ours = {n.removeprefix(f"{part}."): w for n, w in state.items() if n.startswith(f"{part}.")}
-        return merged(getattr(self.models.module, part), ours) if self._config.lora_r else ours
+        """The weights of one of the two as training has them, an adapter's apart; empty on all processes but
+        the main one."""
+        return group.whole_state(getattr(self.models.module, part))
 
     def save(self, folder: Path) -> None:
         """Policy, critic, optimiser, learning rate, KL coefficient and random state."""
@@ -284,6 +290,13 @@ def _optimiser(config: PpoConfig, models: Models) -> torch.optim.Optimizer:
                 groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
     made: torch.optim.Optimizer = kind(groups, **settings)
     return made
+
+
+def _keep_float32_outputs(accelerator: Accelerator) -> None:
+    """FSDP would round what the module says to bfloat16, log-probabilities and values here."""
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
 
 def shuffled(count: int, seed: int, of: str, number: int) -> list[int]:

@@ -116,7 +116,8 @@ class LivePolicy:
             state = self._learner.state_of("policy")
         if group.is_main():
             shutil.rmtree(folder, ignore_errors=True)
-            models.save_state(self._learner.models.policy, state, self._dtype, folder)
+            whole = models.merged(self._learner.models.module.policy, state)
+            models.save_state(self._learner.models.policy, whole, self._dtype, folder)
             self._live.load_weights(folder)
             for old in self.folder.iterdir():
                 if old != folder:

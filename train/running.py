@@ -74,7 +74,7 @@ class Begun:
     def save(self, trainer: Any, folder: Path, *, merge: bool) -> None:
         """The model at `folder`; with LoRA the adapter, or the merged model with the adapter beside it."""
         dtype = saved_dtype(self.precision)
-        if trainer.divided:
+        if trainer.divided_by:
             self._save_shards(trainer, folder, dtype, merge)
             return
         if not group.is_main():
@@ -152,7 +152,7 @@ def run(config: C, output: Output, make: Callable[[C, list[Any]], Any]) -> Done:
         trainer: Any = None
         try:
             trainer = make(config, [Metrics(output), checkpoints, *bar()])
-            _check_stored(checkpoint, trainer)
+            check_stored(checkpoint, trainer.divided_by)
             trainer.remove_callback(PrinterCallback)
             began = time.monotonic()
             with stopping(checkpoints):
@@ -178,14 +178,17 @@ def run(config: C, output: Output, make: Callable[[C, list[Any]], Any]) -> Done:
         free_memory()
 
 
-def _check_stored(checkpoint: Path | None, trainer: Any) -> None:
-    """Refuses a checkpoint of whole models for shards, and the other way round."""
+def check_stored(checkpoint: Path | None, by: str) -> None:
+    """Refuses a checkpoint of whole models for shards, and the other way round.
+
+    Args:
+        by: what divides the model now: FSDP, DeepSpeed or nothing.
+    """
     if checkpoint is None:
         return
-    for name, files, now in (("FSDP", f"{FSDP_MODEL_NAME}*", trainer.is_fsdp_enabled),
-                             ("DeepSpeed", "global_step*", trainer.is_deepspeed_enabled)):  # fmt: skip
+    for name, files in (("FSDP", f"{FSDP_MODEL_NAME}*"), ("DeepSpeed", "global_step*")):
         stored = any(checkpoint.glob(files))
-        if stored != now:
+        if stored != (name == by):
             raise InputError(f"{checkpoint} was saved {'with' if stored else 'without'} {name}",
                              hint="Go on as it was begun, or choose another --out.")  # fmt: skip
 

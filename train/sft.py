@@ -57,7 +57,7 @@ class ExactSFTTrainer(exact.ExactRows, SFTTrainer):  # type: ignore[misc]
         collator.return_position_ids = self._packed
         self.carry()
         self._aux_coef: float = self.router_aux_loss_coef
-        if not self.divided:
+        if not self.divided_by:
             self.look_at_model()
 
     def look_at_model(self) -> None:
