@@ -38,6 +38,9 @@ from rounds.gates import read_gates
 from rounds.toml_table import Table, at
 from train.config import PpoConfig
 
+_TABLES = ("rounds", "seed", "engines", "policy", "prompts", "sample", "judge", "pairs", "train", "evaluate",
+           "gates", "budget", "keep")  # fmt: skip
+
 
 def read_config(path: str) -> RoundsConfig:
     """Raises InputError, which names file, table and key, for whatever cannot be used."""
@@ -47,6 +50,7 @@ def read_config(path: str) -> RoundsConfig:
 def config_of(table: dict[str, Any], where: str) -> RoundsConfig:
     """The configuration of a parsed file; errors as `read_config`."""
     top = Table(table, where)
+    top.only(_TABLES)
     rounds, seed = top.take("rounds", int, least=1), top.take("seed", int, 0)
     engines = top.take("engines", str, "auto", among=ENGINES)
     policy, train, sample = _policy(top.table("policy")), top.table("train"), top.table("sample")
@@ -79,7 +83,6 @@ def config_of(table: dict[str, Any], where: str) -> RoundsConfig:
         keep=_plain(top.table("keep"), Keep),
         table=table,
     )
-    top.end()
     return found
 
 
@@ -251,6 +254,7 @@ def _ppo(table: Table, shared: dict[str, Any], sample: GenerateConfig) -> PpoCon
 
 def _evaluation(table: Table, sample: GenerateConfig, seed: int) -> EvaluationSettings:
     judge = None
+    table.only(("judge", "n", "pairs"))
     if not table.is_off("judge"):
         if not table.has("judge"):
             raise InputError("lacks [evaluate.judge], the second judge, which never labels",
@@ -258,15 +262,13 @@ def _evaluation(table: Table, sample: GenerateConfig, seed: int) -> EvaluationSe
         judge = _judge(table.table("judge"))
     whole = Sampling(max_tokens=sample.sampling.max_tokens, stop=sample.sampling.stop,
                      logprobs_mode=sample.sampling.logprobs_mode)  # fmt: skip
-    found = EvaluationSettings(
+    return EvaluationSettings(
         judge=judge,
         generate=GenerateConfig(
             n=table.take("n", int, 1, least=1), seed=seed, sampling=whole, tags=sample.tags
         ),
         pairs=table.take("pairs", int, EvaluationSettings.pairs, least=0),
     )
-    table.end()
-    return found
 
 
 def _plain(table: Table, kind: type) -> Any:

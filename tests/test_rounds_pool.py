@@ -59,6 +59,13 @@ def test_keys_may_be_written_with_either_line() -> None:
         table.end()
 
 
+def test_a_key_that_is_missed_names_the_one_that_may_be_meant() -> None:
+    table = Table({"referance": "first"}, "rounds.toml, [train]")
+    with pytest.raises(InputError) as missed:
+        table.take("reference", str, among=("first", "previous"))
+    assert missed.value.hint == 'Is "referance" meant for it?'
+
+
 @pytest.mark.parametrize("allowed", [0.01, 2])
 def test_prompts_longer_than_the_context_are_told_at_the_start(
     tiny: Tiny, tmp_path: Path, allowed: float
