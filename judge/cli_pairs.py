@@ -87,13 +87,14 @@ FORMATS = ("trl", "kto", "reward")
 def pairs(
     run: str, to: str | None, format: str, overwrite: bool, private: bool, as_json: bool, **settings: Any
 ) -> None:
-    from gavel.rundir import RunDir
+    from gavel.rundir import RunDir, refuse_rounds
     from gavel.scores import check_run
     from judge.export import destination, export_pairs
     from judge.pairs import make_pairs
 
     config = pair_config(settings)
     check_run(run)
+    refuse_rounds(run)
     target = destination(to, overwrite=overwrite) if to else None
 
     with RunDir.open(run) as opened:

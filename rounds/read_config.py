@@ -64,7 +64,7 @@ def config_of(table: dict[str, Any], where: str) -> RoundsConfig:
         _check_overlap(judge)
     gold = _gold(judge)
     replay = pairs.take("replay", float, 0.0, least=0, most=0.95)
-    found = RoundsConfig(
+    return RoundsConfig(
         rounds=rounds,
         seed=seed,
         engines=engines,
@@ -83,7 +83,6 @@ def config_of(table: dict[str, Any], where: str) -> RoundsConfig:
         keep=_plain(top.table("keep"), Keep),
         table=table,
     )
-    return found
 
 
 @click.command()

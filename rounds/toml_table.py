@@ -86,7 +86,7 @@ class Table:
         return left
 
     def only(self, keys: Collection[str]) -> None:
-        """Raises InputError for a key that is none of these, before anything is missed that it was meant for."""
+        """Raises InputError for a key that is none of these: before what it was meant for is missed."""
         for key in self._left:
             if key not in keys:
                 raise InputError(f'unknown key "{key}"', where=self.where, hint=nearest(key, keys))
