@@ -93,8 +93,8 @@ def pairs(
     from judge.pairs import make_pairs
 
     config = pair_config(settings)
-    check_run(run)
     refuse_rounds(run)
+    check_run(run)
     target = destination(to, overwrite=overwrite) if to else None
 
     with RunDir.open(run) as opened:
