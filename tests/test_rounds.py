@@ -434,6 +434,7 @@ def test_weights_that_nothing_needs_are_freed(tiny: Tiny, tmp_path: Path, gavel:
         (("gates", "win_rate_frist"), {"min": 50}, "win_rate_first"),
         (("evaluate", "judge"), None, "lacks [evaluate.judge]"),
         (("keep", "evry"), 2, 'unknown key "evry"'),
+        (("train", "reward"), {"epochs": 1}, 'trained with method = "ppo" only'),
         (("trian",), {"reference": "first"}, 'unknown key "trian"\n  Did you mean "train"?'),
         (("evaluate", "jugde"), False, 'unknown key "jugde"\n  Did you mean "judge"?'),
         (("rounds",), 0, "must be at least 1"),
