@@ -203,8 +203,8 @@ def _recipe(table: Table, method: str, policy: EngineConfig, sample: GenerateCon
               "trust_remote_code": policy.trust_remote_code}  # fmt: skip
     if method == "dpo":
         if table.has("reward"):
-            raise InputError('a reward model is trained with method = "ppo" only', where=f"{table.where}, reward",
-                             hint="Leave the table out.")  # fmt: skip
+            raise InputError('a reward model is trained with method = "ppo" only',
+                             where=f"{table.where}, reward", hint="Leave the table out.")  # fmt: skip
         return Recipe(**rules, **_dpo(table, shared))
     reward = table.table("reward")
     start = reward.take("model", str, None)

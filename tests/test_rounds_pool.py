@@ -61,7 +61,9 @@ def test_keys_may_be_written_with_either_line() -> None:
         table.end()
 
 
-def test_the_file_that_the_docs_show_can_be_read() -> None:
+def test_the_file_that_the_docs_show_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gold.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[1] / "docs" / "rounds.md").read_text("utf-8")
     shown = page.split("```toml\n")[1].split("```")[0]
     config = config_of(tomllib.loads(shown), "docs/rounds.md")
