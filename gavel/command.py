@@ -261,6 +261,8 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k} {_plain(v)}" for k, v in value.items()) or "-"
     if isinstance(value, list | tuple):
+        if any(isinstance(v, dict) for v in value):  # a table, which has no room in a line
+            return f"{len(value):,} rows (--json)"
         return ", ".join(_plain(v) for v in value) or "-"
     return str(value)
 

@@ -205,10 +205,21 @@ class Engine(Protocol):
 
 def require(engine: Engine, *needed: Capability, task: str) -> None:
     """Raises CapabilityError when `engine` lacks any of `needed` for `task`."""
-    missing = [c.value for c in needed if c not in engine.capabilities]
+    has, where = engine.capabilities, f"model {engine.model}"
+    missing = [c.value for c in needed if c not in has]
+    if Capability.REWARD in needed and missing:
+        raise CapabilityError(
+            f"gives no rewards, which {task} needs", where=where,
+            hint="A reward model is a sequence-classification model, such as gavel train reward makes; "
+            "a language model judges by another --method.",
+        )  # fmt: skip
+    if missing and Capability.REWARD in has and Capability.SAMPLE not in has:
+        raise CapabilityError(
+            f"is a reward model, and {task} needs a language model", where=where,
+            hint="Give another model; a reward model judges with --method reward.",
+        )  # fmt: skip
     if missing:
         raise CapabilityError(
-            f"the {engine.name} engine cannot {', '.join(missing)}, which {task} needs",
-            where=f"model {engine.model}",
+            f"the {engine.name} engine cannot {', '.join(missing)}, which {task} needs", where=where,
             hint="Choose another engine with --engine (vllm can do all that its model can).",
-        )
+        )  # fmt: skip

@@ -390,6 +390,16 @@ def is_run(path: str | Path) -> bool:
     return any((Path(path) / name).exists() for name in ("manifest.json", "completions.jsonl"))
 
 
+def refuse_rounds(path: str | Path) -> None:
+    """Raises RunDirError for a directory of rounds: its prompts.jsonl is not that of a run directory, and
+    what is written there would change the rounds."""
+    if (Path(path) / "config.toml").exists() and (Path(path) / "manifest.json").exists():
+        raise RunDirError(
+            "holds rounds, each a run directory of its own", where=str(path),
+            hint=f"Name one of them, such as {Path(path) / 'rounds' / '01'}, or another directory.",
+        )  # fmt: skip
+
+
 class Index:
     """Where each prompt's records lie in a file: 24 bytes a record, records read on demand.
 

@@ -81,6 +81,8 @@ def directory_rows(path: Path, src: str, bad: BadRows) -> Iterator[Row]:
         hint = f"It reads {READS}."
         if (path / "manifest.json").is_file():
             hint = "It looks like a run directory: name one of its .jsonl files."
+        elif (path / "gavel.json").is_file():
+            hint = "It holds what a training left, a model and no data."
         raise InputError("holds neither a dataset nor Parquet or text files", where=src, hint=hint)
     splits = sorted({match[1] for file in files if (match := _SPLIT.fullmatch(file.name))})
     if len(splits) > 1:

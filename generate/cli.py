@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 def generate(**options: Any) -> None:
     """Reads the prompts, opens the engine, samples."""
     from gavel.engines import open_engine
-    from gavel.rundir import RunDir
+    from gavel.rundir import RunDir, refuse_rounds
     from gavel.sources import BadRows, read_prompts
     from generate.stage import generate as run_stage
     from generate.stage import take_in
@@ -62,6 +62,7 @@ def generate(**options: Any) -> None:
     mode = config.sampling.logprobs_mode
     engine_settings = engine_config(options["model"], options, logprobs_mode=mode)
     bad = BadRows(options["max_bad_rows"])
+    refuse_rounds(options["out"])
     with RunDir.open(options["out"]) as run:
         places: dict[str, str] = {}
         ids = take_in(run, lambda b: read_prompts(options["source"], options["mapping"], b, places), bad)

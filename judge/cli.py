@@ -51,7 +51,7 @@ def judge(
     source: str, model: str | None, out: str | None, name: str | None, as_json: bool, **options: Any
 ) -> None:
     """Opens run and judge, judges."""
-    from gavel.rundir import RunDir, is_run
+    from gavel.rundir import RunDir, is_run, refuse_rounds
     from gavel.sources import BadRows, read_outputs
     from judge.collect import Limits
     from judge.gate import Gate
@@ -68,7 +68,8 @@ def judge(
     limits = Limits(calls=options.pop("limit_calls"), tokens=options.pop("limit_tokens"))
     mapping, bad = options.pop("mapping"), BadRows(options.pop("max_bad_rows"))
 
-    with RunDir.open(source if in_place else str(out)) as run:
+    refuse_rounds(place := source if in_place else str(out))
+    with RunDir.open(place) as run:
         if reparse:
             from judge.reparse import reparse_pass
 

@@ -87,12 +87,13 @@ FORMATS = ("trl", "kto", "reward")
 def pairs(
     run: str, to: str | None, format: str, overwrite: bool, private: bool, as_json: bool, **settings: Any
 ) -> None:
-    from gavel.rundir import RunDir
+    from gavel.rundir import RunDir, refuse_rounds
     from gavel.scores import check_run
     from judge.export import destination, export_pairs
     from judge.pairs import make_pairs
 
     config = pair_config(settings)
+    refuse_rounds(run)
     check_run(run)
     target = destination(to, overwrite=overwrite) if to else None
 

@@ -41,7 +41,7 @@ def make_method(name: str, options: dict[str, Any]) -> Method:
         raise InputError(
             f"unknown method {name!r}",
             where="--method",
-            hint=f"Known: {', '.join(METHODS)}; your own as module:Class.",
+            hint=f"Known: {', '.join((*METHODS, *SEVERAL))}; your own as module:Class.",
         )
     if name not in METHODS and (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # last, so that nothing there takes the place of gavel's own modules

@@ -36,6 +36,7 @@ def start(config: str, out: str, dry_run: bool, stage: str | None, as_json: bool
     from rounds.read_config import config_of
 
     wanted = config_of(absolute(read_toml(config, config)), config)
+    _refuse_run(Path(out))
     if dry_run:
         from gavel.errors import InputError
         from rounds.probe import estimate
@@ -87,6 +88,16 @@ def status(run: str, as_json: bool) -> None:
         emit(found, True)
     else:
         show_status(found)
+
+
+def _refuse_run(root: Path) -> None:
+    """Raises InputError for a directory of `gavel generate` or `judge`, which has prompts of its own."""
+    from gavel.errors import InputError
+    from gavel.rundir import RunDir
+
+    if RunDir(root).prompts_path.exists() and not (root / "config.toml").exists():
+        raise InputError("is a run directory, not one of rounds", where=f"--out {root}",
+                         hint="Choose a new or empty directory.")  # fmt: skip
 
 
 def _drawn(root: Path) -> bool:

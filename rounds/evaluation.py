@@ -191,6 +191,7 @@ def _of_round(of_round: OfRound) -> dict[str, Figure]:
     """What judging, pairing and training said of themselves."""
     gold, labelled = of_round.labelled.get("gold") or {}, of_round.labelled
     why = None if gold else "no gold file"
+    no_flips = "there are neither gold labels nor comparisons in both orders"
     path = of_round.folder / "model" / "metrics.jsonl"
     metrics = [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
     asked, flips = labelled.get("judgments") or 0, of_round.paired.get("flip_rate")
@@ -200,7 +201,7 @@ def _of_round(of_round: OfRound) -> dict[str, Figure]:
     }
     return {
         **{f"gold_{name}": figure for name, figure in gold_figures.items()},
-        "flip_rate": Figure(flips, why="not measured by this judge" if flips is None else None),
+        "flip_rate": Figure(flips, why=no_flips if flips is None else None),
         "unusable": share(labelled.get("unusable") or 0, asked),
         **logprob_changes(metrics, _beta(path.with_name("gavel.json"))),
     }

@@ -261,6 +261,7 @@ def logprob_changes(metrics: Sequence[dict[str, Any]], beta: float | None = None
         change = (
             statistics.fmean(values[-part:]) - statistics.fmean(values[:part]) if len(values) > 1 else None
         )
-        why = None if values else "this training logs none"
+        few = "it was logged once; set log-steps lower in [train]" if values else "this training logs none"
+        why = few if change is None else None
         found[f"{side}_logprob_change"] = Figure(change, n=len(values), why=why)
     return found

@@ -244,6 +244,7 @@ def last_words(lines: Sequence[Line], root: Path) -> str:
         low, high = figure.get("interval") or (math.nan, math.nan)
         reason = f"it wins {figure['value']:.1f} % (95 %: {low:.1f} to {high:.1f}) against the first policy"
         reason += " on held-out prompts by the second judge"
+        reason += ", which may be chance" if low <= 50 <= high else ""
         others = [f"round {n} " + ("was not measured" if n in unknown else f"{f['value']:.1f} %")
                   for n, f in measured.items() if n != chosen.round]  # fmt: skip
         reason += f"; {', '.join(others)}" if others else ""

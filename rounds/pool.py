@@ -86,8 +86,11 @@ class Pool:
         wanted = config.per_round * (1 if config.reuse else rounds)
         if len(self.rounds) < wanted:
             times = "" if config.reuse else f"{rounds} rounds of "
+            there = f"{len(self.rounds):,} there are"
+            if config.held_out_source is None:
+                there += f" beside the {len(self.held_out):,} held out"
             raise InputError(
-                f"{times}{config.per_round:,} prompts are more than the {len(self.rounds):,} there are",
+                f"{times}{config.per_round:,} prompts are more than the {there}",
                 where="[prompts], per_round", hint="Lower it, or set reuse = true.",
             )  # fmt: skip
 

@@ -38,6 +38,9 @@ from rounds.gates import read_gates
 from rounds.toml_table import Table, at
 from train.config import PpoConfig
 
+_TABLES = ("rounds", "seed", "engines", "policy", "prompts", "sample", "judge", "pairs", "train", "evaluate",
+           "gates", "budget", "keep")  # fmt: skip
+
 
 def read_config(path: str) -> RoundsConfig:
     """Raises InputError, which names file, table and key, for whatever cannot be used."""
@@ -47,6 +50,7 @@ def read_config(path: str) -> RoundsConfig:
 def config_of(table: dict[str, Any], where: str) -> RoundsConfig:
     """The configuration of a parsed file; errors as `read_config`."""
     top = Table(table, where)
+    top.only(_TABLES)
     rounds, seed = top.take("rounds", int, least=1), top.take("seed", int, 0)
     engines = top.take("engines", str, "auto", among=ENGINES)
     policy, train, sample = _policy(top.table("policy")), top.table("train"), top.table("sample")
@@ -60,7 +64,7 @@ def config_of(table: dict[str, Any], where: str) -> RoundsConfig:
         _check_overlap(judge)
     gold = _gold(judge)
     replay = pairs.take("replay", float, 0.0, least=0, most=0.95)
-    found = RoundsConfig(
+    return RoundsConfig(
         rounds=rounds,
         seed=seed,
         engines=engines,
@@ -79,8 +83,6 @@ def config_of(table: dict[str, Any], where: str) -> RoundsConfig:
         keep=_plain(top.table("keep"), Keep),
         table=table,
     )
-    top.end()
-    return found
 
 
 @click.command()
@@ -200,6 +202,9 @@ def _recipe(table: Table, method: str, policy: EngineConfig, sample: GenerateCon
     shared = {"model": policy.model, "seed": seed, "template_args": dict(policy.template_args),
               "trust_remote_code": policy.trust_remote_code}  # fmt: skip
     if method == "dpo":
+        if table.has("reward"):
+            raise InputError('a reward model is trained with method = "ppo" only',
+                             where=f"{table.where}, reward", hint="Leave the table out.")  # fmt: skip
         return Recipe(**rules, **_dpo(table, shared))
     reward = table.table("reward")
     start = reward.take("model", str, None)
@@ -251,6 +256,7 @@ def _ppo(table: Table, shared: dict[str, Any], sample: GenerateConfig) -> PpoCon
 
 def _evaluation(table: Table, sample: GenerateConfig, seed: int) -> EvaluationSettings:
     judge = None
+    table.only(("judge", "n", "pairs"))
     if not table.is_off("judge"):
         if not table.has("judge"):
             raise InputError("lacks [evaluate.judge], the second judge, which never labels",
@@ -258,15 +264,13 @@ def _evaluation(table: Table, sample: GenerateConfig, seed: int) -> EvaluationSe
         judge = _judge(table.table("judge"))
     whole = Sampling(max_tokens=sample.sampling.max_tokens, stop=sample.sampling.stop,
                      logprobs_mode=sample.sampling.logprobs_mode)  # fmt: skip
-    found = EvaluationSettings(
+    return EvaluationSettings(
         judge=judge,
         generate=GenerateConfig(
             n=table.take("n", int, 1, least=1), seed=seed, sampling=whole, tags=sample.tags
         ),
         pairs=table.take("pairs", int, EvaluationSettings.pairs, least=0),
     )
-    table.end()
-    return found
 
 
 def _plain(table: Table, kind: type) -> Any:

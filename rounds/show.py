@@ -21,15 +21,17 @@ _COLUMNS = {
 
 def show_rounds(lines: Sequence[Line]) -> None:
     """Prints a table: one row a round."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="held-out prompts; win rates against the first and the previous policy")
+    title = "held-out prompts; win rates against the first and the previous policy"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # room for gates
     table.add_column("round", justify="right")
     shown = [name for name in _COLUMNS if any(name in line.figures for line in lines)]
     for name in shown:
         table.add_column(_COLUMNS[name][0], justify="right")
-    table.add_column("gates")
+    table.add_column("gates", overflow="fold")
     for line in lines:
         label = str(line.round) if line.round else "before"
         table.add_row(label, *(_cell(line.figures.get(name), name) for name in shown), _gates(line))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from gavel.command import nearest
@@ -36,7 +37,9 @@ class Table:
         key = self._as_written(key)
         if key not in self._left:
             if default is ...:
-                hint = f"One of {', '.join(among)}." if among else None
+                meant = difflib.get_close_matches(key, self._left, n=1)
+                hint = f'Is "{meant[0]}" meant for it?' if meant else None
+                hint = f"One of {', '.join(among)}." if among and not meant else hint
                 raise InputError(f'lacks "{key}"', where=self.where, hint=hint)
             return default
         value: Any = self._left.pop(key)
@@ -81,6 +84,12 @@ class Table:
         """What was not taken, for a check of its own."""
         left, self._left = self._left, {}
         return left
+
+    def only(self, keys: Collection[str]) -> None:
+        """Raises InputError for a key that is none of these: before what it was meant for is missed."""
+        for key in self._left:
+            if key not in keys:
+                raise InputError(f'unknown key "{key}"', where=self.where, hint=nearest(key, keys))
 
     def end(self) -> None:
         """Raises InputError for a key that nobody took."""

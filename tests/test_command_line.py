@@ -233,10 +233,12 @@ def test_numbers_that_json_has_not(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_table_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
-    emit({"pairs_kept": 12345, "x": 0.123456, "ok": True, "none": None, "l": []}, as_json=False, title="done")
+    bins = [{"n": 1, "accuracy": 0.5}, {"n": 2, "accuracy": 1.0}]
+    emit({"pairs_kept": 12345, "x": 0.123456, "ok": True, "none": None, "l": [], "held_out": {"bins": bins}},
+         as_json=False, title="done")  # fmt: skip
     out = capsys.readouterr().out.splitlines()
     assert out == ["done", "  pairs kept  12,345", "  x           0.1235", "  ok          yes",
-                   "  none        -", "  l           -"]  # fmt: skip
+                   "  none        -", "  l           -", "  held out    bins 2 rows (--json)"]  # fmt: skip
 
 
 def test_a_closed_pipe(prompts: Path, tmp_path: Path) -> None:

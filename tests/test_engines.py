@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from conftest import CONTEXT, Engines, Tiny
@@ -289,12 +290,27 @@ def test_a_json_schema_is_kept(name: str, engines: Engines) -> None:
         assert reply.top_logprobs
 
 
+def test_a_model_of_the_wrong_kind_is_named_as_such() -> None:
+    kinds = {
+        "a language model": {Capability.SAMPLE, Capability.TOKENS, Capability.SCORE},
+        "a reward model": {Capability.TOKENS, Capability.REWARD},
+    }
+    model, reward = (Mock(model=name, capabilities=has) for name, has in kinds.items())
+    require(model, Capability.SCORE, task="a test")
+    require(reward, Capability.REWARD, task="a test")
+    with pytest.raises(CapabilityError, match="gives no rewards, which a test needs") as refused:
+        require(model, Capability.REWARD, task="a test")
+    assert refused.value.hint and "gavel train reward" in refused.value.hint
+    with pytest.raises(CapabilityError, match="is a reward model, and a test needs a language model"):
+        require(reward, Capability.SCORE, task="a test")
+
+
 def test_what_an_engine_cannot_do_it_says_before_any_work(engine: Engine) -> None:
     for capability in Capability:
         if capability in engine.capabilities:
             require(engine, capability, task="a test")
             continue
-        with pytest.raises(CapabilityError, match="which a test needs"):
+        with pytest.raises(CapabilityError, match="a test needs"):
             require(engine, capability, task="a test")
     if Capability.REWARD not in engine.capabilities:
         with pytest.raises(CapabilityError):

@@ -98,7 +98,10 @@ def test_ratios_and_changes() -> None:
     found = logprob_changes(lines)
     assert found["chosen_logprob_change"].value == pytest.approx(-18.0)  # of two lines each
     assert found["rejected_logprob_change"].value == pytest.approx(-36.0)
-    assert logprob_changes([{"loss": 1.0}])["chosen_logprob_change"].value is None
+    unlogged = logprob_changes([{"loss": 1.0}])["chosen_logprob_change"]
+    assert unlogged == Figure(None, n=0, why="this training logs none")
+    once = logprob_changes(lines[:1])["chosen_logprob_change"]
+    assert once.value is None and once.why and "log-steps" in once.why
 
 
 def test_different_k_grams_in_equally_many_by_hand() -> None:
@@ -297,6 +300,9 @@ def test_last_words_name_the_checkpoint_and_the_reason() -> None:
     words = last_words(lines, Path("run"))
     assert words.startswith("Use run/rounds/01/model (round 1): it wins 63.2 % (95 %: 58.2 to 68.2)")
     assert words.endswith("Round 2 was rolled back: cut off 0.9 is over 0.5.")
+    assert "chance" not in words
+    close = last_words([line(0), line(1, 53.0, best=1)], Path("run"))
+    assert "(95 %: 48.0 to 58.0)" in close and "by the second judge, which may be chance" in close
     assert "no round was better" in last_words([line(0), line(1, 45.0)], Path("run"))
     assert "win rates were not measured" in last_words([line(0), line(1, best=1)], Path("run"))
     unknown = [line(0), line(1, 40.0, "roll_back", gates=[gate]), line(2)]

@@ -23,7 +23,7 @@ from gavel.errors import RunDirError
 from gavel.records import PreferencePair
 from gavel.rundir import RunDir
 from gavel.scores import Candidate
-from rounds.report.charts import number
+from rounds.report.charts import lines, number, spread
 from rounds.report.collect import collect, collect_run
 from rounds.report.details import of_run
 from rounds.report.embed import embed
@@ -83,7 +83,7 @@ def test_texts_are_counted(tmp_path: Path) -> None:
     texts = only(run).texts
     assert texts is not None
     assert (texts.prompts, texts.completions, texts.distinct, texts.empty, texts.cut_off) == (2, 6, 5, 1, 0)
-    assert texts.models == {"tiny/policy": 6}
+    assert texts.models == {"tiny/policy, weights w1": 6}
     assert texts.tokens is None
     assert texts.chars is not None
     assert [(b.start, b.count) for b in texts.chars.bins] == [(1, 3), (2, 2), (3, 1)]
@@ -203,6 +203,24 @@ def test_rounds_are_read_with_their_gates(tmp_path: Path) -> None:
     gates = sections["Gates"].tables[1].rows
     assert gates[0][4:] == ("✕ roll back", "The policy wins less often than 45 %.")
     assert "distinct_2" not in str([c.title for c in sections["Figures"].charts])  # null is no figure
+
+
+@pytest.mark.parametrize(("rate", "bad"), [(47.0, False), (40.0, True)])  # of 41 to 53, and of 34 to 46
+def test_a_win_rate_is_marked_where_all_of_its_interval_is_below_one_half(
+    tmp_path: Path, rate: float, bad: bool
+) -> None:
+    lines = [figures(0, None), figures(1, rate)]
+    (tmp_path / "figures.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (headline, *_) = overall(collect(tmp_path))
+    assert {card.label: card.bad for card in headline.cards}["win rate against first"] is bad
+
+
+def test_axes_that_count_have_whole_marks() -> None:
+    assert lines("Loss", {"loss": [(10, 0.5), (12, 0.2)]}).spec["encoding"]["x"]["axis"]["tickMinStep"] == 1
+    found = histogram(array("d", [1.5, 2.5]))
+    assert found is not None
+    (bars, _) = spread("Margins", found, "margin").spec["layer"]
+    assert bars["encoding"]["y"]["axis"]["tickMinStep"] == 1
 
 
 def test_a_round_done_again_counts_once_by_its_last_line(tmp_path: Path) -> None:

@@ -191,6 +191,20 @@ def test_a_phone_scrolls_one_way(tab: Page, files: Callable[[str], Path], name: 
     assert tab.js("window.scrollX") == 0
 
 
+def test_on_a_phone_the_list_shows_the_pair_that_is_open(tab: Page, files: Callable[[str], Path]) -> None:
+    tab.size(360, 740, phone=True)
+    tab.open(files("rounds"))
+    assert tab.js("document.querySelector('#list').scrollTop") == 0
+    for _ in range(5):
+        tab.press("j")
+    inside = (
+        "(() => { const list = document.querySelector('#list').getBoundingClientRect(), "
+        "one = document.querySelector('#list [aria-current]').getBoundingClientRect(); "
+        "return one.top >= list.top - 1 && one.bottom <= list.bottom + 1; })()"
+    )
+    assert tab.js(WHERE).startswith("6 of 11") and tab.js(inside)
+
+
 def test_nothing_of_a_run_runs(tab: Page, files: Callable[[str], Path]) -> None:
     tab.open(files("hostile"))
     scroll_through(tab)

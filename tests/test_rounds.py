@@ -62,6 +62,39 @@ def test_a_moved_run_is_over_and_nothing_is_asked_again(copied: Path, gavel: Gav
     assert "starting" not in done.err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "--model", "M", "--engine", "fake", "--prompts", "PROMPTS", "--out", "RUN"],
+        ["judge", "PROMPTS", "--judge", "M", "--engine", "fake", "--out", "RUN"],
+        ["judge", "RUN", "--judge", "M", "--engine", "fake"],
+        ["pairs", "RUN"],
+        ["train", "dpo", "--model", "LM", "--data", "RUN", "--out", "OUT"],
+        ["train", "sft", "--model", "LM", "--data", "RUN", "--out", "OUT"],
+    ],
+)
+def test_a_single_stage_leaves_a_directory_of_rounds_alone(
+    tiny: Tiny, copied: Path, tmp_path: Path, gavel: Gavel, command: list[str]
+) -> None:
+    (tmp_path / "new.jsonl").write_text('{"prompt": "one more", "response": "no"}\n')
+    meant = {"RUN": copied, "PROMPTS": tmp_path / "new.jsonl", "LM": tiny.lm, "OUT": tmp_path / "out"}
+    before = {p: p.read_bytes() for p in copied.rglob("*.jsonl")}
+    done = gavel(*(meant.get(word, word) for word in command))
+    assert done.code == 2 and f"{copied}: holds rounds" in done.err, done.err
+    assert str(copied / "rounds" / "01") in done.err
+    assert {p: p.read_bytes() for p in copied.rglob("*.jsonl")} == before
+
+
+def test_rounds_leave_a_run_directory_alone(finished: Path, tmp_path: Path, gavel: Gavel) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished / "rounds" / "01", run)
+    before = (run / "prompts.jsonl").read_bytes()
+    for more in ([], ["--dry-run"]):
+        done = gavel("rounds", "start", finished / "config.toml", "--out", run, *more)
+        assert done.code == 2 and "is a run directory, not one of rounds" in done.err, done.err
+    assert (run / "prompts.jsonl").read_bytes() == before and not (run / "config.toml").exists()
+
+
 def test_more_rounds_go_on_from_a_finished_run(copied: Path, gavel: Gavel) -> None:
     config = copied / "config.toml"
     config.write_text(config.read_text().replace("rounds = 2", "rounds = 3", 1))
@@ -394,13 +427,16 @@ def test_weights_that_nothing_needs_are_freed(tiny: Tiny, tmp_path: Path, gavel:
         (("policy", "model"), "nowhere", "nowhere"),
         (("judge", "gold"), "nowhere.jsonl", "there is no such file"),
         (("judge", "method"), "gptscores", "unknown method"),
-        (("prompts", "per_round"), 20, "more than the 32 there are"),
+        (("prompts", "per_round"), 20, "more than the 32 there are beside the 8 held out\n"),
         (("prompts", "source"), "nowhere.jsonl", "nowhere.jsonl"),
         (("prompts", "map"), {"prompt": "question"}, "question"),
         (("sample", "n"), "four", "'four' is not a whole number"),
         (("gates", "win_rate_frist"), {"min": 50}, "win_rate_first"),
         (("evaluate", "judge"), None, "lacks [evaluate.judge]"),
         (("keep", "evry"), 2, 'unknown key "evry"'),
+        (("train", "reward"), {"epochs": 1}, 'trained with method = "ppo" only'),
+        (("trian",), {"reference": "first"}, 'unknown key "trian"\n  Did you mean "train"?'),
+        (("evaluate", "jugde"), False, 'unknown key "jugde"\n  Did you mean "judge"?'),
         (("rounds",), 0, "must be at least 1"),
         (("policy", "adapter"), "some", "rounds begin from whole weights"),
         (("pairs", "aspect"), ["nope"], "the judge is not asked about 'nope'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from gavel.engines import EngineConfig
 from gavel.errors import InputError
 from rounds.config import PromptsConfig
 from rounds.pool import Pool
+from rounds.read_config import config_of
 from rounds.toml_table import Table
 
 FAKE = EngineConfig(model="fake", engine="fake")
@@ -57,6 +59,23 @@ def test_keys_may_be_written_with_either_line() -> None:
     assert table.has("per_hour") and table.peek("per_hour", 0) == 1
     with pytest.raises(InputError, match='unknown key "per-hour"'):
         table.end()
+
+
+def test_the_file_that_the_docs_show_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gold.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "rounds.md").read_text("utf-8")
+    shown = page.split("```toml\n")[1].split("```")[0]
+    config = config_of(tomllib.loads(shown), "docs/rounds.md")
+    assert (config.rounds, config.train.reference, config.budget.judge_calls) == (3, "first", 200_000)
+    assert [gate.most for gate in config.gates if gate.figure == "length_ratio_first"] == [1.3]
+
+
+def test_a_key_that_is_missed_names_the_one_that_may_be_meant() -> None:
+    table = Table({"referance": "first"}, "rounds.toml, [train]")
+    with pytest.raises(InputError) as missed:
+        table.take("reference", str, among=("first", "previous"))
+    assert missed.value.hint == 'Is "referance" meant for it?'
 
 
 @pytest.mark.parametrize("allowed", [0.01, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from array import array
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from training_tools import planted, same_weights, steps_of, tiny_model
 
 from gavel.errors import CheckFailed, InputError
 from train.config import DpoConfig, RewardConfig, SftConfig, TrainConfig
+from train.output import Output
 
 pytestmark = pytest.mark.engine
 
@@ -370,6 +372,20 @@ def test_fewer_pairs_than_a_batch_are_an_error(kind: Kind, model: str, tmp_path:
     with pytest.raises(InputError, match=r"7 (pairs|rows) to train on are fewer than one batch of 8"):
         kind.train(kind.config(model), kind.rows(7), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_the_system_refuses_is_said_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mkdir(path: Path, *args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with (
+        pytest.raises(InputError, match="cannot make this directory: Read-only"),
+        Output.open(tmp_path / "x"),
+    ):
+        pass
 
 
 def test_held_out_pairs_do_not_fill_a_batch(model: str, tmp_path: Path) -> None:

@@ -217,21 +217,23 @@ def _measured(options: dict[str, Any]) -> float:
 
 def _rows(options: dict[str, Any], encoder: Any, bad: Any) -> Any:
     """The pairs of a run directory or of a preference file."""
-    from gavel.rundir import RunDir, is_run
+    from gavel.rundir import RunDir, is_run, refuse_rounds
     from gavel.sources import read_preferences
     from train import data
 
     source, given = options["data"], options["run"]
     if is_run(source):
+        refuse_rounds(source)
         return data.read_run(RunDir(source), encoder, bad, options["pairs"])
     if options["pairs"]:
         raise InputError("chooses among the pairs of a run directory, and --data is none", where="--pairs")
     if given and not is_run(given):
         raise InputError("is not a run directory", where=f"--run {given}")
     run = RunDir(given) if given else data.run_beside(source)
+    preferences = read_preferences(source, options["mapping"], bad)
     if run is None:
         say("no run directory beside it: texts are tokenised anew (--run RUN trains on the sampled ids)")
-    return data.read_preferences(read_preferences(source, options["mapping"], bad), encoder, bad, run)
+    return data.read_preferences(preferences, encoder, bad, run)
 
 
 def _weights(loss: dict[str, Any]) -> dict[str, float]:

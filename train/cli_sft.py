@@ -63,13 +63,14 @@ def _rows(config: SftConfig, options: dict[str, Any]) -> tuple[Any, Any, dict[st
     """The rows as token ids, the tokenizer that made them, and the account that goes into the summary."""
     from gavel.demonstrations import Kind, read_demonstrations
     from gavel.rows import BadRows
-    from gavel.rundir import RunDir, is_run
+    from gavel.rundir import RunDir, is_run, refuse_rounds
     from train import sft_data
     from train.chat_template import prepare, require
     from train.models import encoder_of
 
     source, bad = options["data"], BadRows(options["max_bad_rows"])
     if is_run(source):
+        refuse_rounds(source)
         if options["kind"] != "auto":
             raise InputError("says what the rows of a file are, and --data is a run", where="--kind")
         prepared = prepare(config)

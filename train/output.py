@@ -63,7 +63,9 @@ class Output:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        except OSError as error:
+            if is_disk_full(error):
+                raise  # said by `open`
             raise InputError(f"cannot make this directory: {error.strerror}", where=str(self.path)) from None
         strangers = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
         if strangers and not (self.path / "gavel.json").exists():

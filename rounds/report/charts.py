@@ -16,6 +16,7 @@ from rounds.report.shapes import AgainstLength, Histogram, RoundFigures
 _CROSS = "M-1,-1L1,1M-1,1L1,-1"
 Row = tuple[str | float | int | None, ...]
 Spec = dict[str, Any]
+_WHOLE: Spec = {"tickMinStep": 1}  # of an axis that counts: no mark between 10 and 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def spread(title: str, found: Histogram, what: str, unit: str = "values", color:
             "encoding": {
                 "x": x,
                 "x2": {"field": "to"},
-                "y": {"field": "n", "type": "quantitative", "title": unit},
+                "y": {"field": "n", "type": "quantitative", "title": unit, "axis": _WHOLE},
                 "y2": {"datum": 0},
                 "tooltip": _tooltip(from_=what, to="to", n=unit),
             },
@@ -150,7 +151,13 @@ def lines(
         {"x": step, "y": value, "name": name} for name, points in series.items() for step, value in points
     ]
     encoding: Spec = {
-        "x": {"field": "x", "type": "quantitative", "title": x, "scale": {"zero": False, "nice": False}},
+        "x": {
+            "field": "x",
+            "type": "quantitative",
+            "title": x,
+            "axis": _WHOLE,
+            "scale": {"zero": False, "nice": False},
+        },
         "y": {"field": "y", "type": "quantitative", "title": None, "scale": {"zero": False}},
         "tooltip": _tooltip(x=x, y="value", name="metric"),
     }

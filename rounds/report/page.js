@@ -126,6 +126,7 @@ function table(title, head, rows) {
     const cell = element(place ? "td" : "th", "", isolated(value));
     if (!place) cell.scope = "row";
     if (String(value).startsWith("✕")) cell.className = "bad";
+    else if (/^[-–−+]?\d[\d.,e+-]*( %)?$/.test(value)) cell.className = "number";
     return cell;
   })));
   made.append(element("thead", "", names), element("tbody", "", ...body));

@@ -101,6 +101,12 @@ def _edges(values: NDArray[np.float64], cells: int) -> NDArray[np.float64]:
     return edges
 
 
+def _sampler(completion: Completion) -> str:
+    """Who wrote a completion; its weights too, since rounds load new ones into the same model."""
+    named = [completion.model, completion.weights and f"weights {completion.weights[:8]}"]
+    return ", ".join(filter(None, named)) or "not named"
+
+
 class TextTally:
     """Of a run's completions."""
 
@@ -118,7 +124,7 @@ class TextTally:
             self._chars.append(len(completion.text))
             self._cut += completion.finish_reason == "length"
             self._empty += not completion.text.strip()
-            _count(self._models, completion.model or completion.weights or "not named")
+            _count(self._models, _sampler(completion))
             tokens = tokens_of(completion)
             if tokens is not None:
                 self._tokens[0] += 1
