@@ -60,12 +60,16 @@ def config_of(table: dict[str, Any], where: str) -> RoundsConfig:
         _check_overlap(judge)
     gold = _gold(judge)
     replay = pairs.take("replay", float, 0.0, least=0, most=0.95)
+    prompts = _prompts(top.table("prompts"))
+    if joining["earlier_best"] and not prompts.reuse:
+        raise InputError("no earlier round has a round's prompts", where=f"{where}, [sample], earlier_best",
+                         hint="Set reuse = true in [prompts].")  # fmt: skip
     found = RoundsConfig(
         rounds=rounds,
         seed=seed,
         engines=engines,
         policy=policy,
-        prompts=_prompts(top.table("prompts")),
+        prompts=prompts,
         sample=sampling,
         **joining,
         judge=_judge(judge),
@@ -161,7 +165,8 @@ def _gold(table: Table) -> GoldGate | None:
 
 def _judge(table: Table) -> JudgeConfig:
     from judge.cli import judge
-    from judge.methods import SEVERAL, check_judge, make_method, method_from
+    from judge.methods import check_judge
+    from rounds.judges import parts_of
 
     model = table.take("model", str, None)
     given = {"model", "out", "name", "dry_run", "reparse", "gold", "min_accuracy", "min_order_agreement",
@@ -169,15 +174,7 @@ def _judge(table: Table) -> JudgeConfig:
     found = JudgeConfig(model=model, options=options_of(judge, table.rest(), table.where, given))
     with at(table.where):  # all that can be known before a model is loaded
         check_judge(model, found.fresh())
-        left = found.fresh()
-        name, settings, _ = method_from(left)
-        if name not in SEVERAL:
-            make_method(name, settings)
-            engine_config(model or "none", left | ({} if model else {"engine": "fake"}))
-        elif "panel" in settings:
-            from judge.panel_file import read_panel
-
-            read_panel(settings["panel"])
+        parts_of(found)
     return found
 
 

@@ -26,6 +26,7 @@ from judge.gate import Gate
 from judge.judging import Judging
 from judge.pairs import NoPairs, PairConfig, make_pairs
 from judge.stage import NothingUsable
+from rounds.judges import asked_twice
 from rounds.ledger import Made, content_of
 from train.config import DpoConfig, PpoConfig, RewardConfig
 
@@ -121,14 +122,16 @@ def earlier_best(earlier: RunDir, prompts: Iterable[Prompt], index: int) -> Iter
                 yield msgspec.structs.replace(ranked[0].completion, index=index)
 
 
-def label(run: RunDir, judging: Judging, gate: Gate | None, gold: Path, limits: Limits) -> Made:
+def label(run: RunDir, judging: Judging, gate: Gate | None, gold: Path, limits: Callable[[], Limits]) -> Made:
     """Judgments of all completions; before them the judge's gold test.
 
-    Raises CheckFailed when the judge fails that, or a limit came first.
+    limits: what is left of them by now.
+
+    Raises CheckFailed when the judge fails that, a limit came first, or too much was not answered.
     """
     if gate is not None:
         gate.check(run, judging, journal=gold)
-    summary = judging.judge(run, limits=limits)
+    summary = asked_twice(lambda: judging.judge(run, limits=limits()), str(run.path))
     if summary["left"]:
         raise CheckFailed(
             f"the budget of the judge is spent, {summary['left']:,} judgments are left",
