@@ -191,7 +191,7 @@ class Rounds:
         line = lines[-1]
         known = over[line.round] if line.round < len(over) else None
         if known is None or known.to_json() != line.to_json():
-            if known is not None:
+            if known is not None and (known.gates, known.decision) != (line.gates, line.decision):
                 say(f"round {line.round}: by the gates as they are now {gates.DECIDED[line.decision]}, "
                     f"before {gates.DECIDED[known.decision]}")  # fmt: skip
             over[line.round :] = [line]

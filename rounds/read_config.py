@@ -208,8 +208,11 @@ def _dpo(table: Table, shared: dict[str, Any]) -> dict[str, Any]:
 
     options = options_of(dpo, table.rest(), table.where, {*_GIVEN, "reference", "reference_model"})
     measured = _measured(options)
+    options |= shared | {"reference": "auto"}
     with at(table.where):
-        config = dpo_config(options | shared | {"reference": "auto"})
+        if measured:  # a loss that does not read it would be found out after the first labels
+            dpo_config(options | {"label_smoothing": 0.1})
+        config = dpo_config(options)
     return {"dpo": config, "smoothing_measured": measured}
 
 

@@ -288,6 +288,24 @@ def test_candidates_may_be_joined_by_references_and_an_earlier_best(
     assert {c["id"] for c in found if c["index"] == 8} <= first
 
 
+def test_a_reference_answer_that_is_too_long_for_the_policy_ends_no_run(
+    tiny: Tiny, tmp_path: Path, gavel: Gavel
+) -> None:
+    """The judge takes it, so that it comes to be in pairs."""
+    table = small_table(tiny, tmp_path, rounds=1)
+    rows = [{"prompt": f"what is {i}?", "reference": f"it is {i} " * (30 if i % 2 else 1)} for i in range(40)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    policy = shutil.copytree(tiny.lm, tmp_path / "policy")
+    config = json.loads((policy / "config.json").read_bytes())
+    (policy / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+    table["policy"] |= {"model": str(policy), "max-model-len": 64}
+    table["sample"] |= {"reference_answer": True}
+    table["pairs"] |= {"strategy": "all"}
+    done = gavel("rounds", "start", write(table, tmp_path), "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert "pairs that are not trained on: longer than" in done.err
+
+
 def test_judging_while_sampling_changes_no_result(
     finished: Path, tiny: Tiny, tmp_path: Path, gavel: Gavel
 ) -> None:
@@ -429,6 +447,7 @@ def test_weights_that_nothing_needs_are_freed(tiny: Tiny, tmp_path: Path, gavel:
         (("pairs", "aspect"), ["nope"], "the judge is not asked about 'nope'"),
         (("train", "label-smoothing"), "measured", "the flip rate is not measured"),
         (("train", "soft-labels"), True, "not how probably"),
+        (("train",), {"reference": "first", "loss": {"hinge": 1}, "label-smoothing": "measured"}, "hinge"),
     ],
 )
 def test_everything_is_checked_before_the_first_token(
