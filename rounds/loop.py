@@ -79,10 +79,10 @@ def _prepare(run: RunDir, config: RoundsConfig, engines: Lifetimes, again: str |
     Raises InputError, with nothing changed, where something does not fit or cannot be redone.
     """
     to_redo = redo.from_on(*redo.parse(again)) if again else lambda stage: False
-    following = None
+    following, lines = None, list[Line]()
     try:
         work = Rounds(run.path, config, Rehearsal(run, to_redo), engines)
-        lines = [work.first()]
+        lines.append(work.first())
         while work.go_on(lines):
             lines.append(work.round(lines))
     except NotDone as first:
@@ -93,7 +93,7 @@ def _prepare(run: RunDir, config: RoundsConfig, engines: Lifetimes, again: str |
             raise InputError(f"{again!r} was not begun in this run", where="--from",
                              hint=f"Known: {', '.join(begun) or 'none'}.")  # fmt: skip
         if stage in begun:
-            say(f"what there was is kept in {redo.set_aside(run, stage, config)}")
+            say(f"what there was is kept in {redo.set_aside(run, stage, config, lines)}")
     write_atomic(run.path / "config.toml", to_toml(dict(config.table)).encode())
 
 

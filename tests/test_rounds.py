@@ -144,7 +144,7 @@ def test_a_redo_that_was_stopped_is_asked_for_again(copied: Path, gavel: Gavel) 
     from rounds.redo import set_aside
 
     with RunDir.open(copied) as run:
-        set_aside(run, "02/train", read_config(str(copied / "config.toml")))
+        set_aside(run, "02/train", read_config(str(copied / "config.toml")), read_figures(copied)[:2])
     done = gavel("rounds", "resume", copied, "--from", "02/train")
     assert done.code == 0, done.err
     assert [p.name for p in (copied / "redone").iterdir()] == ["01"]
@@ -174,6 +174,23 @@ def test_a_redo_that_needs_freed_weights_is_refused_before_anything_is_moved(
     assert not (copied / "redone").exists() and (copied / "rounds" / "02" / "judgments").exists()
     done = gavel("rounds", "resume", copied, "--from", "02/evaluate")
     assert done.code == 0, done.err
+
+
+def test_a_redo_that_by_other_gates_needs_freed_weights_is_refused_before_anything_is_moved(
+    tiny: Tiny, tmp_path: Path, gavel: Gavel
+) -> None:
+    """Round 1 was rolled back, so that its weights were freed; by other gates round 2 begins from them."""
+    table = small_table(tiny, tmp_path, rounds=2)
+    table["gates"] |= {"length_mean": {"max": 0, "action": "roll_back"}}
+    table["keep"] = {}
+    run = tmp_path / "run"
+    assert gavel("rounds", "start", write(table, tmp_path), "--out", run).code == 0
+    assert [line.decision for line in read_figures(run)] == ["go_on", "roll_back", "roll_back"]
+    del table["gates"]["length_mean"]
+    refused = gavel("rounds", "start", write(table, tmp_path), "--out", run, "--from", "02/sample")
+    assert refused.code == 2 and "needs weights that were freed" in refused.err
+    assert "01/train" in refused.err and not (run / "redone").exists()
+    assert gavel("rounds", "resume", run).code == 0, "it stands as it was"
 
 
 def test_other_gold_labels_under_the_same_name_are_refused(tiny: Tiny, tmp_path: Path, gavel: Gavel) -> None:

@@ -81,7 +81,11 @@ def state(root: Path) -> dict[str, bytes]:
 
 def set_aside(root: Path, stage: str, config: RoundsConfig) -> Path:
     with RunDir.open(root) as run:
-        return redo.set_aside(run, stage, config)
+        return redo.set_aside(run, stage, config, lines_before(root, stage))
+
+
+def lines_before(root: Path, stage: str) -> list[Line]:
+    return read_figures(root)[: redo.parse(stage)[0]]
 
 
 def test_what_is_redone_is_set_aside_and_what_came_before_stays(run: Path, tmp_path: Path) -> None:
