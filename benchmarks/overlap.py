@@ -123,7 +123,9 @@ def one_run(run: Path, overlap: bool, prompts: int, address: str) -> float:
     config.write_text(CONFIG.format(
         **given, prompts=run.with_name("prompts.jsonl"), overlap=str(overlap).lower()))  # fmt: skip
     command = [sys.executable, "-P", "-m", "gavel", "rounds", "start", config, "--out", run]
-    subprocess.run([*map(str, command)], env=os.environ | ONE_THREAD, check=True, capture_output=True)
+    done = subprocess.run([*map(str, command)], env=os.environ | ONE_THREAD, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     ends: dict[str, float] = {e["stage"]: e["seconds"] for e in events if e["what"] == "end"}
     starts = sum(float(e["seconds"]) for e in events if e["what"] == "start engine")

@@ -86,6 +86,11 @@ class Selection:
         if self.per_prompt is not None and self.per_prompt < 1:
             raise InputError(f"must be at least 1, not {self.per_prompt}", where="--per-prompt")
 
+    def most(self, n: int) -> int:
+        """How many pairs n completions of one prompt make at most."""
+        found = {Strategy.ALL: n * (n - 1) // 2, Strategy.TOP_BOTTOM: min(self.k, n // 2) ** 2}
+        return min(found.get(Strategy(self.strategy), min(1, n // 2)), self.per_prompt or n * n)
+
 
 Proposal = tuple[Candidate, Candidate]  # chosen, rejected
 

@@ -11,6 +11,7 @@ from gavel.engines import EngineConfig
 from gavel.errors import InputError
 from gavel.records import Prompt
 from rounds.config import JudgeConfig, RoundsConfig
+from rounds.judges import kin_of, models_of
 from rounds.pool import Pool
 
 #: Keys whose values are paths where something lies there; a hub id or an engine's own name stays as it is.
@@ -18,13 +19,17 @@ _PATHS = {"model", "source", "held_out_source", "gold", "panel", "rubric", "form
           "demonstrations", "tokenizer", "adapter"}  # fmt: skip
 
 
-def absolute(table: dict[str, Any]) -> dict[str, Any]:
-    """A configuration whose paths hold in every folder: those that lie in this one are made absolute."""
+def absolute(table: dict[str, Any], name: str = "") -> dict[str, Any]:
+    """A configuration whose paths hold in every folder: those that lie in this one are made absolute.
+
+    name: of the table. A judge's "reference" is a model, a trainer's is none.
+    """
+    paths = _PATHS | {"reference"} if name == "judge" else _PATHS
     found: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, dict):
-            found[key] = absolute(value)
-        elif key.replace("-", "_") in _PATHS and isinstance(value, str) and Path(value).exists():
+            found[key] = absolute(value, key)
+        elif key.replace("-", "_") in paths and isinstance(value, str) and Path(value).exists():
             found[key] = str(Path(value).absolute())
         else:
             found[key] = value
@@ -43,8 +48,7 @@ def check(config: RoundsConfig, *, drawn: bool = False) -> Pool | None:
     _judge(config.judge, "[judge]")
     if config.evaluate.judge is not None:
         _judge(config.evaluate.judge, "[evaluate.judge]")
-        if config.evaluate.judge == config.judge:
-            warn("the evaluation judge is the labelling judge: it will like what it has taught")
+    _kin(config)
     if config.gold is not None:
         from gavel.rows import BadRows
         from judge.labelled import read_labelled
@@ -59,6 +63,9 @@ def check(config: RoundsConfig, *, drawn: bool = False) -> Pool | None:
         return None
     pool = Pool.draw(config.prompts, config.seed, config.policy)
     pool.check(config.prompts, config.rounds)
+    if config.reference_answer and not any(prompt.references for prompt in pool.rounds):
+        raise InputError("no prompt has a reference answer", where="[sample], reference_answer",
+                         hint="Name their column in [prompts]: map = {reference = \"answer\"}.")  # fmt: skip
     _batches(config, pool.of_round(1, config.prompts))
     return pool
 
@@ -84,20 +91,24 @@ def _model(config: EngineConfig, where: str, *, chat: bool = False) -> None:
 
 
 def _judge(config: JudgeConfig, where: str) -> None:
-    from gavel.options import engine_config
-    from judge.methods import SEVERAL, method_from
+    panel = config.options.get("panel")
+    for model in models_of(config):
+        _model(model, f"{where}, {panel}" if panel else where)
 
-    options = config.fresh()
-    name, settings, _ = method_from(options)
-    if name == "panel":
-        from judge.panel_file import read_panel
 
-        for member in read_panel(settings["panel"]).members:
-            _model(member.config, f"{where}, {settings['panel']}")
-    elif config.model is not None:
-        _model(engine_config(config.model, options), where)
-        if name in SEVERAL and settings.get("reference"):
-            _model(EngineConfig(model=settings["reference"]), where)
+def _kin(config: RoundsConfig) -> None:
+    """Warns of a judge that is related to the policy, and of a second one that is the first."""
+    from judge.kinship import warn_of_kin
+
+    policy, labels = kin_of(config.policy), [kin_of(model) for model in models_of(config.judge)]
+    warn_of_kin(labels, [policy], allowed=bool(config.judge.options.get("self_judge")))
+    second = config.evaluate.judge
+    if second is None:
+        return
+    others = [kin_of(model) for model in models_of(second)]
+    warn_of_kin(others, [policy], allowed=bool(second.options.get("self_judge")))
+    if any(a.model == b.model or (a.weights and a.weights == b.weights) for a in labels for b in others):
+        warn("the evaluation judge is the labelling judge: it will like what it has taught")
 
 
 def _labels(config: RoundsConfig) -> None:
@@ -142,7 +153,8 @@ def _training(config: RoundsConfig) -> None:
 
 def _batches(config: RoundsConfig, prompts: Sequence[Prompt]) -> None:
     """Raises InputError for a round that cannot fill one batch, or one iteration of PPO."""
-    most = len(prompts) * (1 if config.pairs.strategy.startswith("best") else config.sample.n**2 // 4)
+    joined = max((len(p.references) for p in prompts), default=0) if config.reference_answer else 0
+    most = len(prompts) * config.pairs.most(config.sample.n + joined)
     trained = config.train.dpo or config.train.reward
     assert trained is not None
     if most < trained.batch_size:

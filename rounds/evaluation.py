@@ -24,6 +24,7 @@ from judge.stage import NothingUsable
 from judge.winrate import Comparison, length_controlled, length_controlled_interval, win_rate
 from rounds.config import EvaluationSettings
 from rounds.figures import Answer, Figure, kl, logprob_changes, of_answers, ratios, rises, share
+from rounds.judges import asked_twice
 from rounds.ledger import Made, content_of
 from rounds.sides import Side, bouts_of, join, of_run
 
@@ -153,11 +154,19 @@ class _Second:
         is a figure that was not measured, and no reason to end the rounds."""
         found = {d.id: Outcome(0.5, 0.5) for d in duels if d.a.text == d.b.text}
         asked = [duel for duel in duels if duel.id not in found]
+
+        def once() -> dict[str, Any]:
+            name = f"second-{self.judging.identity()[:8]}"
+            outcomes, summary = ask(asked, self.judging, self.journal, name=name)
+            found.update(outcomes)
+            return summary
+
         try:
             if asked:
-                name = f"second-{self.judging.identity()[:8]}"
-                found |= ask(asked, self.judging, self.journal, name=name)[0]
-        except NothingUsable:
+                asked_twice(once, str(self.journal.path))
+        except NothingUsable as error:
+            if error.summary["failed"]:
+                raise
             found |= {duel.id: Outcome(None, None) for duel in asked}
         return found
 

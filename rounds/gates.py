@@ -208,20 +208,28 @@ def _rate(line: Line) -> float | None:
     return value
 
 
+def tripped(line: Line) -> list[dict[str, Any]]:
+    """The gates that tripped in a round."""
+    return [gate for gate in line.gates if gate["tripped"]]
+
+
+def unmeasured(line: Line) -> list[str]:
+    """Once for each figure that was not measured, why: its gates guarded nothing."""
+    found = {gate["figure"]: gate["what"] for gate in line.gates
+             if gate["value"] is None and not gate["tripped"]}  # fmt: skip
+    return list(found.values())
+
+
 def sayings(line: Line) -> list[str]:
-    """What a round's gates say to a person, as it ends: those that tripped, and once for each figure that it
-    was not measured, since its gates then guard nothing."""
-    tripped = [gate for gate in line.gates if gate["tripped"]]
-    silent = dict.fromkeys(
-        gate["what"] for gate in line.gates if gate["value"] is None and not gate["tripped"]
-    )
-    unmeasured = [f"round {line.round}, no gate: {what}" for what in silent]
-    if not tripped:
+    """What a round's gates say to a person, as it ends."""
+    silent = [f"round {line.round}, no gate: {what}" for what in unmeasured(line)]
+    if not tripped(line):
         measured = any(gate["value"] is not None for gate in line.gates)
         passed = ", its gates are passed" if measured else ""
-        return [f"round {line.round} is over{passed}", *unmeasured]
+        return [f"round {line.round} is over{passed}", *silent]
     action = {"warn": "warning", "roll_back": "roll back", "stop": "stop"}
-    return [f"round {line.round}, {action[gate['action']]}: {gate['what']}" for gate in tripped] + unmeasured
+    loud = [f"round {line.round}, {action[gate['action']]}: {gate['what']}" for gate in tripped(line)]
+    return loud + silent
 
 
 def last_words(lines: Sequence[Line], root: Path) -> str:
@@ -258,8 +266,8 @@ def last_words(lines: Sequence[Line], root: Path) -> str:
 
 
 def _why(line: Line) -> str:
-    tripped = [gate["what"] for gate in line.gates if gate["tripped"] and gate["action"] != "warn"]
-    if tripped:
-        return "; ".join(tripped)
+    reasons = [gate["what"] for gate in tripped(line) if gate["action"] != "warn"]
+    if reasons:
+        return "; ".join(reasons)
     value = line.figures.get("win_rate_first", {}).get("value")
     return "win rate against the first policy " + (f"{value:.1f} %" if value is not None else "not measured")

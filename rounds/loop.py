@@ -26,7 +26,7 @@ from rounds.config import RoundsConfig
 from rounds.evaluation import OfRound, evaluate
 from rounds.figures import Figure
 from rounds.freed import folder_of, free, held
-from rounds.judges import gold_contents, judge_contents, judge_settings
+from rounds.judges import gold_contents, judge_contents, judge_settings, tokenizer_hash
 from rounds.ledger import Ledger, Made, NotDone, Rehearsal
 from rounds.lifetimes import Lifetimes
 from rounds.pool import Pool
@@ -79,10 +79,10 @@ def _prepare(run: RunDir, config: RoundsConfig, engines: Lifetimes, again: str |
     Raises InputError, with nothing changed, where something does not fit or cannot be redone.
     """
     to_redo = redo.from_on(*redo.parse(again)) if again else lambda stage: False
-    following = None
+    following, lines = None, list[Line]()
     try:
         work = Rounds(run.path, config, Rehearsal(run, to_redo), engines)
-        lines = [work.first()]
+        lines.append(work.first())
         while work.go_on(lines):
             lines.append(work.round(lines))
     except NotDone as first:
@@ -93,7 +93,7 @@ def _prepare(run: RunDir, config: RoundsConfig, engines: Lifetimes, again: str |
             raise InputError(f"{again!r} was not begun in this run", where="--from",
                              hint=f"Known: {', '.join(begun) or 'none'}.")  # fmt: skip
         if stage in begun:
-            say(f"what there was is kept in {redo.set_aside(run, stage, config)}")
+            say(f"what there was is kept in {redo.set_aside(run, stage, config, lines)}")
     write_atomic(run.path / "config.toml", to_toml(dict(config.table)).encode())
 
 
@@ -106,7 +106,8 @@ class Rounds:
         self.root, self.config, self.ledger, self.engines = root, config, ledger, engines
         pool = ledger.do("prompts", Pool.settings(config.prompts, config.seed), {},
                          lambda: self._draw(drawn).take_in(root))  # fmt: skip
-        self.pool, self._pool_hash = Pool.read(root), pool.output
+        self.pool = Pool.read(root)
+        self._shared = {"prompts": pool.output, "tokenizer": tokenizer_hash(config.policy)}
         self.pool.check(config.prompts, config.rounds)
 
     def _draw(self, drawn: Pool | None) -> Pool:
@@ -137,7 +138,7 @@ class Rounds:
             # 1. completions by the newest weights
             sampled = self.do(
                 plan.number, "sample", self._sampling(),
-                {"policy": previous.weights, "prompts": self._pool_hash} | self._earlier(plan, lines),
+                {"policy": previous.weights} | self._shared | self._earlier(plan, lines),
                 lambda: stages.sample(run, self.engines.policy(self.model(previous)),
                                       self._seeded(plan.number), prompts, self._joining(plan, prompts),
                                       self._taker(run)),
@@ -190,7 +191,7 @@ class Rounds:
         line = lines[-1]
         known = over[line.round] if line.round < len(over) else None
         if known is None or known.to_json() != line.to_json():
-            if known is not None:
+            if known is not None and (known.gates, known.decision) != (line.gates, line.decision):
                 say(f"round {line.round}: by the gates as they are now {gates.DECIDED[line.decision]}, "
                     f"before {gates.DECIDED[known.decision]}")  # fmt: skip
             over[line.round :] = [line]
@@ -215,8 +216,8 @@ class Rounds:
     def _label(self, run: RunDir) -> Made:
         """The labelling judge's word on a round's completions."""
         judging = self.engines.judging("judge", self.config.judge)
-        limits = judge_limits(self.root, self.config.budget)
-        return stages.label(run, judging, self.config.gold, self.root / "gold", limits)
+        return stages.label(run, judging, self.config.gold, self.root / "gold",
+                            lambda: judge_limits(self.root, self.config.budget))  # fmt: skip
 
     def _taker(self, run: RunDir) -> stages.Taker | None:
         """Who takes completions while they are sampled, if that is wanted."""
@@ -251,11 +252,12 @@ class Rounds:
         config = self.config
         judge = config.evaluate.judge
         settings = {
-            "n": config.evaluate.generate.n, "max_tokens": config.evaluate.generate.sampling.max_tokens,
+            "n": config.evaluate.generate.n, "seed": config.seed, "tags": list(config.sample.tags),
+            "max_tokens": config.evaluate.generate.sampling.max_tokens,
             "stop": list(config.evaluate.generate.sampling.stop), "pairs": config.evaluate.pairs,
             "engine": stages.engine_settings(config.policy), "judge": judge and judge_settings(judge),
         }  # fmt: skip
-        inputs = {"policy": weights, "prompts": self._pool_hash} | inputs
+        inputs = {"policy": weights} | self._shared | inputs
         inputs |= judge_contents(judge) if judge else {}
         if previous is not None:
             inputs["previous"] = previous.weights
@@ -278,7 +280,8 @@ class Rounds:
     def _sampling(self) -> dict[str, Any]:
         config = self.config
         shape = {"n": config.sample.n, "seed": config.seed, "tags": list(config.sample.tags),
-                 "sampling": msgspec.to_builtins(config.sample.sampling)}  # fmt: skip
+                 "sampling": msgspec.to_builtins(config.sample.sampling),
+                 "per_round": config.prompts.per_round, "reuse": config.prompts.reuse}  # fmt: skip
         shape["engine"] = stages.engine_settings(config.policy)
         joining = ("reference_answer", "earlier_best")
         return shape | {name: True for name in joining if getattr(config, name)}

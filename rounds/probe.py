@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 
 from gavel.command import say
-from gavel.errors import InputError
+from gavel.errors import CheckFailed, InputError
 from gavel.rundir import RunDir, read_lines
+from rounds import gates
 from rounds.budget import Paid
 from rounds.config import Budget, RoundsConfig
 from rounds.ledger import Events, Ledger
@@ -27,7 +28,8 @@ _PROMPTS = 16  # of the small round, and as many held out
 def estimate(config: RoundsConfig, pool: Pool | None, out: Path) -> dict[str, Any]:
     """What all rounds take, by `scaled`, from a small one in a temporary folder.
 
-    Raises InputError where the disk has too little room.
+    Raises InputError where the disk has too little room, CheckFailed where the small one leaves too little to
+    train on.
     """
     assert pool is not None
     taken, held_out = len(pool.of_round(1, config.prompts)), len(pool.held_out)
@@ -35,7 +37,12 @@ def estimate(config: RoundsConfig, pool: Pool | None, out: Path) -> dict[str, An
     say(f"one round of {small.prompts.per_round} prompts is run to see how long it takes")
     with tempfile.TemporaryDirectory(prefix="gavel-probe-") as folder:
         root = Path(folder) / "run"
-        run_rounds(root, small)
+        last = run_rounds(root, small)[-1]
+        if last.decision == "stop":  # it has no gates: there was too little to train on
+            raise CheckFailed(
+                f"the small round ended before its training: {gates.tripped(last)[0]['what']}",
+                where="--dry-run", hint="How long the rest takes is not known; a whole round may do better.",
+            )  # fmt: skip
         found = measured(root)
     result = scaled(config, small, found, taken, held_out)
     result["disk_free_gb"] = round(_free_bytes(out) / 1e9, 1)

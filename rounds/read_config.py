@@ -64,12 +64,16 @@ def config_of(table: dict[str, Any], where: str) -> RoundsConfig:
         _check_overlap(judge)
     gold = _gold(judge)
     replay = pairs.take("replay", float, 0.0, least=0, most=0.95)
+    prompts = _prompts(top.table("prompts"))
+    if joining["earlier_best"] and not prompts.reuse:
+        raise InputError("no earlier round has a round's prompts", where=f"{where}, [sample], earlier_best",
+                         hint="Set reuse = true in [prompts].")  # fmt: skip
     return RoundsConfig(
         rounds=rounds,
         seed=seed,
         engines=engines,
         policy=policy,
-        prompts=_prompts(top.table("prompts")),
+        prompts=prompts,
         sample=sampling,
         **joining,
         judge=_judge(judge),
@@ -163,7 +167,8 @@ def _gold(table: Table) -> GoldGate | None:
 
 def _judge(table: Table) -> JudgeConfig:
     from judge.cli import judge
-    from judge.methods import SEVERAL, check_judge, make_method, method_from
+    from judge.methods import check_judge
+    from rounds.judges import parts_of
 
     model = table.take("model", str, None)
     given = {"model", "out", "name", "dry_run", "reparse", "gold", "min_accuracy", "min_order_agreement",
@@ -171,15 +176,7 @@ def _judge(table: Table) -> JudgeConfig:
     found = JudgeConfig(model=model, options=options_of(judge, table.rest(), table.where, given))
     with at(table.where):  # all that can be known before a model is loaded
         check_judge(model, found.fresh())
-        left = found.fresh()
-        name, settings, _ = method_from(left)
-        if name not in SEVERAL:
-            make_method(name, settings)
-            engine_config(model or "none", left | ({} if model else {"engine": "fake"}))
-        elif "panel" in settings:
-            from judge.panel_file import read_panel
-
-            read_panel(settings["panel"])
+        parts_of(found)
     return found
 
 
@@ -216,8 +213,11 @@ def _dpo(table: Table, shared: dict[str, Any]) -> dict[str, Any]:
 
     options = options_of(dpo, table.rest(), table.where, {*_GIVEN, "reference", "reference_model"})
     measured = _measured(options)
+    options |= shared | {"reference": "auto"}
     with at(table.where):
-        config = dpo_config(options | shared | {"reference": "auto"})
+        if measured:  # a loss that does not read it would be found out after the first labels
+            dpo_config(options | {"label_smoothing": 0.1})
+        config = dpo_config(options)
     return {"dpo": config, "smoothing_measured": measured}
 
 

@@ -13,7 +13,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from gavel.rundir import RunDir, disk_error, write_atomic
 from rounds.config import RoundsConfig
 from rounds.freed import folder_of, lacking
 from rounds.ledger import Ledger
-from rounds.standing import read_figures
+from rounds.standing import Line, read_figures
 from rounds.toml_table import to_toml
 
 #: What each stage adds to its round's folder, in their order.
@@ -59,17 +59,18 @@ def begun_in(run: RunDir) -> list[str]:
     return [name for name in dict.fromkeys([*ledger.entries(), *ledger.begun()]) if "/" in name]
 
 
-def set_aside(run: RunDir, stage: str, config: RoundsConfig) -> Path:
+def set_aside(run: RunDir, stage: str, config: RoundsConfig, lines: Sequence[Line]) -> Path:
     """Makes a run one that has not come to `stage` yet. Returns where the rest is kept.
 
     Args:
         run: open for writing. stage: one that was begun. config: by which the run goes on.
+        lines: the rounds before it as that has them: by other gates a round may begin from other weights.
 
     Raises InputError, before anything is changed, where weights that are needed were freed, or what is copied
     finds no room.
     """
     number, name = parse(stage)
-    _check_weights(run, number, name, config)
+    _check_weights(run, number, name, config, lines)
     aside, part = _next(run.path), run.path / "redone" / ".part"
     try:
         with _writing(part):
@@ -119,8 +120,8 @@ def finish(run: RunDir) -> None:
         Ledger(run).forget(from_on(number, name), redo=None)
 
 
-def _check_weights(run: RunDir, number: int, name: str, config: RoundsConfig) -> None:
-    lines = read_figures(run.path)
+def _check_weights(run: RunDir, number: int, name: str, config: RoundsConfig, lines: Sequence[Line]) -> None:
+    lines = [*lines, *read_figures(run.path)[len(lines) :]]
     missing = lacking(run.path, lines, config.train, number, name)
     if missing:
         possible = [

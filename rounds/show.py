@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rounds.gates import tripped, unmeasured
 from rounds.standing import Line
 
 #: figure → (heading, format)
@@ -45,15 +46,14 @@ def _cell(figure: dict[str, Any] | None, name: str) -> str:
 
 
 def _gates(line: Line) -> str:
-    silent = len({gate["figure"] for gate in line.gates if gate["value"] is None and not gate["tripped"]})
-    unmeasured = f"{silent} figures not measured" if silent > 1 else "1 figure not measured" if silent else ""
-    tripped = list(dict.fromkeys(gate["figure"] for gate in line.gates if gate["tripped"]))
-    if tripped:
+    silent = len(unmeasured(line))
+    not_measured = f"{silent} figure{'s' * (silent > 1)} not measured" if silent else ""
+    if figures := dict.fromkeys(gate["figure"] for gate in tripped(line)):
         what = {"go_on": "warned", "stop": "stopped", "roll_back": "rolled back"}[line.decision]
-        said = f"{what}: {', '.join(tripped)}"
+        said = f"{what}: {', '.join(figures)}"
     else:
         said = "passed" if any(gate["value"] is not None for gate in line.gates) else ""
-    return "; ".join(filter(None, (said, unmeasured))) or "-"
+    return "; ".join(filter(None, (said, not_measured))) or "-"
 
 
 def show_status(found: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from gavel.command import say
 from gavel.engines import EngineConfig
 from gavel.errors import CheckFailed, GavelError
 from gavel.packed import count_of
@@ -26,6 +27,7 @@ from judge.gate import Gate
 from judge.judging import Judging
 from judge.pairs import NoPairs, PairConfig, make_pairs
 from judge.stage import NothingUsable
+from rounds.judges import asked_twice
 from rounds.ledger import Made, content_of
 from train.config import DpoConfig, PpoConfig, RewardConfig
 
@@ -121,14 +123,16 @@ def earlier_best(earlier: RunDir, prompts: Iterable[Prompt], index: int) -> Iter
                 yield msgspec.structs.replace(ranked[0].completion, index=index)
 
 
-def label(run: RunDir, judging: Judging, gate: Gate | None, gold: Path, limits: Limits) -> Made:
+def label(run: RunDir, judging: Judging, gate: Gate | None, gold: Path, limits: Callable[[], Limits]) -> Made:
     """Judgments of all completions; before them the judge's gold test.
 
-    Raises CheckFailed when the judge fails that, or a limit came first.
+    limits: what is left of them by now.
+
+    Raises CheckFailed when the judge fails that, a limit came first, or too much was not answered.
     """
     if gate is not None:
         gate.check(run, judging, journal=gold)
-    summary = judging.judge(run, limits=limits)
+    summary = asked_twice(lambda: judging.judge(run, limits=limits()), str(run.path))
     if summary["left"]:
         raise CheckFailed(
             f"the budget of the judge is spent, {summary['left']:,} judgments are left",
@@ -166,12 +170,17 @@ def pair_rows(
 ) -> list[PairRow]:
     """The round's pairs as token ids, and so many of earlier rounds' that they make up `share` of all.
 
+    Pairs that are too long for the model are left out: a reference answer may be, and a reward model may take
+    less than the policy.
+
     earlier: round → its run and the name of its pairs. Which of theirs are taken hangs on the seed alone.
     """
     from train.data import read_run
-    from train.models import encoder_of
+    from train.models import context_of, encoder_of
 
-    encoder, bad = encoder_of(config), BadRows(0)
+    limits = (config.max_length, context_of(config.model, config.trust_remote_code))
+    longest = min((limit for limit in limits if limit is not None), default=None)
+    encoder, bad = encoder_of(replace(config, max_length=longest)), BadRows(0)
     rows = read_run(run, encoder, bad, pairs)
     wanted = round(len(rows) * share / (1 - share)) if earlier else 0
     if wanted:
@@ -180,6 +189,9 @@ def pair_rows(
                  for row in read_run(other, encoder, bad, name)]  # fmt: skip
         rows += [row for _, row in sorted(older, key=lambda item: item[0])[:wanted]]
     bad.check(len(rows) + bad.count)
+    if encoder.left_out:
+        reasons = (f"{reason} ({count:,})" for reason, count in encoder.left_out.items())
+        say(f"pairs that are not trained on: {', '.join(reasons)}")
     return rows
 
 

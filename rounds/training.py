@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gavel.engines import EngineConfig
 from gavel.records import Prompt
 from gavel.rundir import RunDir
+from gavel.weights import weights_version
 from rounds import stages
 from rounds.config import JudgeConfig
 from rounds.freed import folder_of
@@ -50,7 +51,9 @@ class Training:
             return self._do("train", self._settings() | tuned, self._inputs(), self._dpo)
         assert self.recipe.reward is not None
         shaped = self.recipe.reward.shaping() | {"model": self.recipe.reward_model}
-        rewarded = self._do("reward", self._settings() | shaped, self._inputs(), self._reward_model)
+        start = self.recipe.reward_model
+        begun = {"reward model": weights_version(start)} if start else {}
+        rewarded = self._do("reward", self._settings() | shaped, self._inputs() | begun, self._reward_model)
         inputs = {"reward": rewarded.output, "policy": self.previous.weights}
         return self._do("train", self._settings() | tuned, inputs, self._ppo)
 

@@ -20,6 +20,7 @@ from gavel.errors import InputError
 from gavel.rundir import RunDir
 from rounds import redo
 from rounds.config import RoundsConfig
+from rounds.standing import read_figures
 from rounds.status import config_in
 
 SAID = 5  # exit code of a redo that said that the disk is full
@@ -46,7 +47,7 @@ def attempt(root: Path, stage: str, config: RoundsConfig, how: str, step: int) -
         fill_disk(step)
     try:
         with RunDir.open(root) as run:
-            redo.set_aside(run, stage, config)
+            redo.set_aside(run, stage, config, read_figures(root)[: redo.parse(stage)[0]])
     except InputError as error:
         os._exit(SAID if "no space left" in error.what else 70)
     os._exit(0)

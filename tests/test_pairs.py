@@ -65,6 +65,17 @@ def test_strategies_by_hand(rules: dict[str, Any], wanted: list[tuple[str, str]]
     assert sorted(picks(ranked(*FOUR)[0], **rules)[0]) == sorted(wanted)
 
 
+@pytest.mark.parametrize("count", range(5))
+@pytest.mark.parametrize(
+    "rules",
+    [{}, {"strategy": "best-random"}, {"strategy": "all"}, {"strategy": "all", "per_prompt": 2},
+     {"strategy": "top-bottom"}, {"strategy": "top-bottom", "k": 1}],
+)  # fmt: skip
+def test_no_more_pairs_than_are_said_to_be_possible(rules: dict[str, Any], count: int) -> None:
+    """Where no two scores are equal it is just so many."""
+    assert len(picks(ranked(*FOUR[:count])[0], **rules)[0]) == Selection(**rules).most(count)
+
+
 def test_pairs_come_widest_margin_first() -> None:
     pairs, _ = picks(ranked(*FOUR)[0], strategy="all")
     assert pairs[0] == ("b", "a")

@@ -13,6 +13,7 @@ import pytest
 from conftest import Ran, Tiny
 from rounds_made import small_table, write_prompts
 
+from gavel.errors import InputError
 from rounds.standing import read_figures
 from rounds.toml_table import to_toml
 
@@ -135,6 +136,8 @@ def test_changing_a_finished_stage_is_refused_with_what_differs(copied: Path, ga
     [
         ("max-tokens = 16", "max-tokens = 12", "stage 00/evaluate was done"),
         ("learning-rate = 0.001", "learning-rate = 0.002", "stage 01/train was done"),
+        ("per_round = 8", "per_round = 4", "per_round: was 8, now 4"),
+        ("per_round = 8", "per_round = 8\nreuse = true", "reuse: was False, now True"),
         ("rounds = 2", "rounds = 9", "9 rounds of 8 prompts are more than the 32 there are"),
     ],
 )
@@ -174,7 +177,7 @@ def test_a_redo_that_was_stopped_is_asked_for_again(copied: Path, gavel: Gavel) 
     from rounds.redo import set_aside
 
     with RunDir.open(copied) as run:
-        set_aside(run, "02/train", read_config(str(copied / "config.toml")))
+        set_aside(run, "02/train", read_config(str(copied / "config.toml")), read_figures(copied)[:2])
     done = gavel("rounds", "resume", copied, "--from", "02/train")
     assert done.code == 0, done.err
     assert [p.name for p in (copied / "redone").iterdir()] == ["01"]
@@ -206,6 +209,23 @@ def test_a_redo_that_needs_freed_weights_is_refused_before_anything_is_moved(
     assert done.code == 0, done.err
 
 
+def test_a_redo_that_by_other_gates_needs_freed_weights_is_refused_before_anything_is_moved(
+    tiny: Tiny, tmp_path: Path, gavel: Gavel
+) -> None:
+    """Round 1 was rolled back, so that its weights were freed; by other gates round 2 begins from them."""
+    table = small_table(tiny, tmp_path, rounds=2)
+    table["gates"] |= {"length_mean": {"max": 0, "action": "roll_back"}}
+    table["keep"] = {}
+    run = tmp_path / "run"
+    assert gavel("rounds", "start", write(table, tmp_path), "--out", run).code == 0
+    assert [line.decision for line in read_figures(run)] == ["go_on", "roll_back", "roll_back"]
+    del table["gates"]["length_mean"]
+    refused = gavel("rounds", "start", write(table, tmp_path), "--out", run, "--from", "02/sample")
+    assert refused.code == 2 and "needs weights that were freed" in refused.err
+    assert "01/train" in refused.err and not (run / "redone").exists()
+    assert gavel("rounds", "resume", run).code == 0, "it stands as it was"
+
+
 def test_other_gold_labels_under_the_same_name_are_refused(tiny: Tiny, tmp_path: Path, gavel: Gavel) -> None:
     table = small_table(tiny, tmp_path, rounds=1)
     gold = tmp_path / "gold.jsonl"
@@ -222,6 +242,22 @@ def test_other_gold_labels_under_the_same_name_are_refused(tiny: Tiny, tmp_path:
     gold.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
     refused = gavel("rounds", "resume", run)
     assert refused.code == 2 and f"made from gold {gold}: was " in refused.err
+
+
+def test_another_tokenizer_of_the_policy_under_the_same_name_is_refused(
+    tiny: Tiny, tmp_path: Path, gavel: Gavel
+) -> None:
+    table = small_table(tiny, tmp_path, rounds=1)
+    table["policy"]["model"] = table["policy"]["tokenizer"] = str(tmp_path / "policy")
+    shutil.copytree(tiny.lm, tmp_path / "policy")
+    run = tmp_path / "run"
+    assert gavel("rounds", "start", write(table, tmp_path), "--out", run).code == 0
+    shutil.move(tmp_path / "policy", tmp_path / "moved")
+    config = tmp_path / "policy" / "tokenizer_config.json"
+    shutil.copytree(tmp_path / "moved", tmp_path / "policy")
+    config.write_text(config.read_text().replace("{", '{"another": 1,', 1))
+    refused = gavel("rounds", "resume", run)
+    assert refused.code == 2 and "made from tokenizer: was" in refused.err
 
 
 def test_redoing_from_a_stage_keeps_the_old_beside_it(copied: Path, gavel: Gavel) -> None:
@@ -300,6 +336,24 @@ def test_candidates_may_be_joined_by_references_and_an_earlier_best(
     assert len(found) == 8 * 4 + 8 + sum(c["index"] == 8 for c in found)
     first = {row["id"] for row in rows_of(tmp_path / "run" / "rounds" / "01" / "completions.jsonl")}
     assert {c["id"] for c in found if c["index"] == 8} <= first
+
+
+def test_a_reference_answer_that_is_too_long_for_the_policy_ends_no_run(
+    tiny: Tiny, tmp_path: Path, gavel: Gavel
+) -> None:
+    """The judge takes it, so that it comes to be in pairs."""
+    table = small_table(tiny, tmp_path, rounds=1)
+    rows = [{"prompt": f"what is {i}?", "reference": f"it is {i} " * (30 if i % 2 else 1)} for i in range(40)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    policy = shutil.copytree(tiny.lm, tmp_path / "policy")
+    config = json.loads((policy / "config.json").read_bytes())
+    (policy / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+    table["policy"] |= {"model": str(policy), "max-model-len": 64}
+    table["sample"] |= {"reference_answer": True}
+    table["pairs"] |= {"strategy": "all"}
+    done = gavel("rounds", "start", write(table, tmp_path), "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert "pairs that are not trained on: longer than" in done.err
 
 
 def test_judging_while_sampling_changes_no_result(
@@ -430,6 +484,10 @@ def test_weights_that_nothing_needs_are_freed(tiny: Tiny, tmp_path: Path, gavel:
         (("prompts", "per_round"), 20, "more than the 32 there are beside the 8 held out\n"),
         (("prompts", "source"), "nowhere.jsonl", "nowhere.jsonl"),
         (("prompts", "map"), {"prompt": "question"}, "question"),
+        (("sample", "earlier_best"), True, "reuse = true"),
+        (("sample", "reference_answer"), True, "no prompt has a reference answer"),
+        (("judge",), {"method": "implicit", "model": "some"}, "needs the policy and its reference"),
+        (("judge",), {"method": "panel"}, "needs a file with its judges"),
         (("sample", "n"), "four", "'four' is not a whole number"),
         (("gates", "win_rate_frist"), {"min": 50}, "win_rate_first"),
         (("evaluate", "judge"), None, "lacks [evaluate.judge]"),
@@ -442,6 +500,7 @@ def test_weights_that_nothing_needs_are_freed(tiny: Tiny, tmp_path: Path, gavel:
         (("pairs", "aspect"), ["nope"], "the judge is not asked about 'nope'"),
         (("train", "label-smoothing"), "measured", "the flip rate is not measured"),
         (("train", "soft-labels"), True, "not how probably"),
+        (("train",), {"reference": "first", "loss": {"hinge": 1}, "label-smoothing": "measured"}, "hinge"),
     ],
 )
 def test_everything_is_checked_before_the_first_token(
@@ -466,6 +525,55 @@ def test_the_policy_is_no_server(tiny: Tiny, tmp_path: Path, gavel: Gavel) -> No
     table["policy"] = {"model": "tiny", "tokenizer": tiny.lm, "base-url": "http://127.0.0.1:9/v1"}
     done = gavel("rounds", "start", write(table, tmp_path), "--out", tmp_path / "run")
     assert done.code == 2 and "a server takes no new weights" in done.err
+
+
+def test_a_dry_run_that_has_too_little_to_train_on_says_so(tiny: Tiny, tmp_path: Path, gavel: Gavel) -> None:
+    table = small_table(tiny, tmp_path)
+    table["pairs"] |= {"min-margin": 1e9}
+    done = gavel("rounds", "start", write(table, tmp_path), "--out", tmp_path / "run", "--dry-run")
+    assert done.code == 1 and "the small round ended before its training" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_batch_may_be_as_large_as_a_strategy_allows(tiny: Tiny, tmp_path: Path) -> None:
+    from rounds.check import check
+    from rounds.read_config import config_of
+
+    table = small_table(tiny, tmp_path)
+    table["pairs"]["strategy"] = "all"
+    table["train"]["batch-size"] = 8 * 6
+    check(config_of(table, "rounds.toml"))
+    table["train"]["batch-size"] += 1
+    with pytest.raises(InputError, match="at most 48 pairs"):
+        check(config_of(table, "rounds.toml"))
+
+
+@pytest.mark.parametrize(
+    ("second", "policy", "said"),
+    [
+        ("half", "lm", ""),
+        ("other", "lm", "the evaluation judge is the labelling judge"),
+        ("half", "other", "other is the model that is judged"),
+        ("lm", "lm", "lm is the model that is judged"),
+    ],
+)
+def test_a_judge_that_is_no_other_is_warned_of(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], second: str, policy: str, said: str
+) -> None:
+    """Whatever else its options say."""
+    from rounds.check import check
+    from rounds.read_config import config_of
+
+    table = small_table(tiny, tmp_path)
+    table["policy"]["model"] = getattr(tiny, policy)
+    table["evaluate"]["judge"] |= {"model": getattr(tiny, second), "form": "question"}
+    check(config_of(table, "rounds.toml"))
+    warned = capsys.readouterr().err
+    assert said in warned if said else "judge" not in warned
+    if said.endswith("judged"):
+        table["judge"]["self-judge"] = table["evaluate"]["judge"]["self-judge"] = True
+        check(config_of(table, "rounds.toml"))
+        assert "--self-judge)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("overlap", [False, True])

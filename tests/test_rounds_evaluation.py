@@ -13,6 +13,7 @@ import pytest
 from judging_tools import Answering, completion, prompt, shown
 
 from gavel.engines.fake import EOS, FakeEngine
+from gavel.errors import CheckFailed
 from gavel.protocols import Refused, Sampled, SampleRequest, Scored, ScoreRequest
 from gavel.records import PreferencePair, Sampling
 from gavel.rundir import JsonlWriter, RunDir
@@ -227,6 +228,33 @@ def test_a_second_judge_that_says_nothing_usable_ends_no_run(tmp_path: Path) -> 
     found = evaluated(tmp_path, policies, Answering(lambda _: "I cannot say."))
     for name in ("win_rate_first", "win_rate_previous_lc", "judge_agreement"):
         assert found[name] == Figure(None, why="the second judge gave no verdict")
+
+
+@pytest.mark.parametrize("gone", [1, 3])
+def test_a_second_judge_whose_server_is_too_busy_is_no_figure_that_was_not_measured(
+    tmp_path: Path, gone: int
+) -> None:
+    """What it did not answer is asked once more; if that is in vain, the stage is not over."""
+
+    class Busy(Answering):
+        left = gone
+
+        def sample(self, requests: Iterable[SampleRequest]) -> Iterator[Sampled | Refused]:
+            busy, self.left = self.left > 0, self.left - 1
+            for reply in super().sample(requests):
+                yield Refused(key=reply.key, reason="503", transient=True) if busy else reply
+
+    policies = [Policy("first", varied(1)), Policy("second", varied(2))]
+    of_round = labels(tmp_path / "round")
+    judge = Busy(
+        lambda text: {"A" if by_hash(shown(text, "answer A"), shown(text, "answer B")) else "B": 1.0}
+    )
+    if gone > 1:
+        with pytest.raises(CheckFailed, match="gave no answer to 120 requests, asked twice"):
+            evaluated(tmp_path / "run", policies, judge, of_round)
+        judge.left = 0
+    found = evaluated(tmp_path / "run", policies, judge, of_round)
+    assert found == evaluated(tmp_path / "calm", policies, prefers(by_hash), of_round)
 
 
 def test_without_a_second_judge_its_figures_say_so(tmp_path: Path) -> None:

@@ -20,11 +20,12 @@ from gavel.errors import CheckFailed, InputError
 from gavel.rundir import RunDir
 from rounds import redo
 from rounds.budget import asked_of_judge, check_budget, judge_limits
+from rounds.check import absolute
 from rounds.config import Budget, JudgeConfig, RoundsConfig
-from rounds.judges import gold_contents, judge_contents
+from rounds.judges import asked_twice, gold_contents, judge_contents
 from rounds.ledger import Events, Ledger, Made
 from rounds.read_config import config_of
-from rounds.standing import Line, read_figures
+from rounds.standing import Line, plan_of, read_figures
 from rounds.toml_table import to_toml
 
 STAGES = ("sample", "judge", "pair", "train", "evaluate")
@@ -80,7 +81,11 @@ def state(root: Path) -> dict[str, bytes]:
 
 def set_aside(root: Path, stage: str, config: RoundsConfig) -> Path:
     with RunDir.open(root) as run:
-        return redo.set_aside(run, stage, config)
+        return redo.set_aside(run, stage, config, lines_before(root, stage))
+
+
+def lines_before(root: Path, stage: str) -> list[Line]:
+    return read_figures(root)[: redo.parse(stage)[0]]
 
 
 def test_what_is_redone_is_set_aside_and_what_came_before_stays(run: Path, tmp_path: Path) -> None:
@@ -314,6 +319,34 @@ def test_another_content_of_a_judge_s_file_is_refused_by_its_name(tmp_path: Path
     assert str(refused.value).count("made from") == 1 and str(named_as) in str(refused.value)
 
 
+@pytest.mark.parametrize(("failed", "late"), [(0, 0), (40, 0), (40, 1), (40, 40)])
+def test_a_few_judgments_may_be_missing_an_outage_is_not_taken_for_a_stage(failed: int, late: int) -> None:
+    passes = iter([(100 - failed, failed), (100 - late, late)])
+
+    def ask() -> dict[str, Any]:
+        judgments, missing = next(passes)
+        return {"judgments": judgments, "failed": missing, "calls": judgments, "tokens": 0}
+
+    if late > 1:
+        with pytest.raises(CheckFailed, match="no answer to 40 requests"):
+            asked_twice(ask, "run")
+        return
+    summary = asked_twice(ask, "run")
+    assert summary["judgments"] == 100 - late
+    assert len(list(passes)) == (0 if failed else 1), "nothing is asked twice without need"
+
+
+def test_a_judge_s_reference_is_a_path_a_trainer_s_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "first").mkdir()
+    monkeypatch.chdir(tmp_path)
+    tables = {name: {"reference": "first"} for name in ("judge", "train")}
+    found = absolute(tables | {"evaluate": {"judge": {"reference": "first"}}})
+    place = {"reference": str(tmp_path / "first")}
+    assert found == {"judge": place, "train": {"reference": "first"}, "evaluate": {"judge": place}}
+
+
 def test_of_a_server_nothing_is_known_and_of_gold_labels_their_content(tmp_path: Path) -> None:
     assert judge_contents(judge_of(base_url="http://localhost:1/v1")) == {}
     gold = tmp_path / "gold.jsonl"
@@ -323,6 +356,28 @@ def test_of_a_server_nothing_is_known_and_of_gold_labels_their_content(tmp_path:
     assert before.keys() == gold_contents(str(gold)).keys() == {f"gold {gold}"}
     assert before != gold_contents(str(gold))
     assert gold_contents(None) == gold_contents("hub:owner/name") == {}
+
+
+def test_what_reward_models_start_from_is_known_by_its_content(tmp_path: Path) -> None:
+    from rounds.training import Training
+
+    start = model_in(tmp_path / "start")
+    table = small_table(SimpleNamespace(lm="lm", other="other", half="half"), tmp_path)  # type: ignore[arg-type]
+    table["train"] = {"method": "ppo", "reference": "first", "reward": {"model": str(start)}}
+    inputs: list[dict[str, str]] = []
+
+    def do(number: int, stage: str, settings: Any, made_from: dict[str, str], work: Any) -> Made:
+        inputs.extend([made_from] if stage == "reward" else [])
+        return Made("x", {})
+
+    rounds: Any = SimpleNamespace(config=config_of(table, "rounds.toml"), root=tmp_path, do=do,
+                                  learning_rate=lambda plan: 1e-6)  # fmt: skip
+    lines = [Line(round=0, model="lm", weights="w")]
+    for content in (b"1", b"1", b"2"):
+        model_in(start, content)
+        training = Training(rounds, plan_of(lines), lines, RunDir(tmp_path), [], Made("p", {"name": "p"}))
+        training.train()
+    assert inputs[0] == inputs[1] != inputs[2]
 
 
 def test_other_prompts_need_another_run(tmp_path: Path) -> None:
