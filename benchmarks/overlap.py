@@ -4,7 +4,7 @@
 
 One round of the bundled policy, 8 samples of each prompt, judged by the bundled judge (GPTScore) behind a
 real vLLM server on this machine; both have one thread. Sides take turns; what is timed are the stages sample
-and judge less the start of the policy's engine, by the run's own events. Both sides must come to the same
+and judge, by the run's own events; the policy's engine was started before. Both sides must come to the same
 judgments.
 """
 
@@ -128,15 +128,14 @@ def one_run(run: Path, overlap: bool, prompts: int, address: str) -> float:
         raise SystemExit(done.stderr[-3000:])
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     ends: dict[str, float] = {e["stage"]: e["seconds"] for e in events if e["what"] == "end"}
-    starts = sum(float(e["seconds"]) for e in events if e["what"] == "start engine")
-    return round(ends["01/sample"] + ends["01/judge"] - starts, 2)
+    return round(ends["01/sample"] + ends["01/judge"], 2)
 
 
 def scores(run: Path) -> dict[str, float]:
     """Of each completion that was judged."""
     (file,) = run.glob("rounds/01/judgments/*/judgments.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    return {" ".join(row["completion_ids"]): row["score"] for row in rows}
+    return {" ".join(row["completion_ids"]): row["score"] for row in rows if "score" in row}
 
 
 if __name__ == "__main__":

@@ -22,9 +22,11 @@ _PATHS = {"model", "source", "held_out_source", "gold", "panel", "rubric", "form
 def absolute(table: dict[str, Any], name: str = "") -> dict[str, Any]:
     """A configuration whose paths hold in every folder: those that lie in this one are made absolute.
 
-    name: of the table. A judge's "reference" is a model, a trainer's is none.
+    name: of the table. A judge's "reference" is a model, a trainer's is none; a server's model is a name.
     """
     paths = _PATHS | {"reference"} if name == "judge" else _PATHS
+    if table.get("engine") == "server" or table.keys() & {"base_url", "base-url"}:
+        paths = paths - {"model"}
     found: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, dict):

@@ -347,6 +347,16 @@ def test_a_judge_s_reference_is_a_path_a_trainer_s_is_none(
     assert found == {"judge": place, "train": {"reference": "first"}, "evaluate": {"judge": place}}
 
 
+@pytest.mark.parametrize("by", [{"engine": "server"}, {"base-url": "http://localhost:1/v1"}])
+def test_a_server_s_model_is_a_name(
+    by: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "judge").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert absolute({"judge": {"model": "judge"} | by})["judge"]["model"] == "judge"
+    assert absolute({"judge": {"model": "judge"}})["judge"]["model"] == str(tmp_path / "judge")
+
+
 def test_of_a_server_nothing_is_known_and_of_gold_labels_their_content(tmp_path: Path) -> None:
     assert judge_contents(judge_of(base_url="http://localhost:1/v1")) == {}
     gold = tmp_path / "gold.jsonl"
