@@ -169,7 +169,7 @@ def gavel_side(options: argparse.Namespace) -> dict[str, list[Pair]]:
     from judge.judging import Single
     from judge.reward import Reward
     from rounds.live import LiveSampler, LiveScorer
-    from train.config import PpoConfig
+    from train.config_ppo import PpoConfig
     from train.ppo import train_ppo
 
     started: list[Pair] = []

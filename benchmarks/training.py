@@ -41,7 +41,7 @@ from trl import DPOConfig as TrlConfig
 from trl import DPOTrainer
 
 from train import models, running
-from train.config import DpoConfig
+from train.config_dpo import DpoConfig
 from train.data import PairRow
 from train.dpo import ExactDPOTrainer, _arguments
 from train.exact import ROW

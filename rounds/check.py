@@ -137,8 +137,8 @@ def _labels(config: RoundsConfig) -> None:
 
 
 def _training(config: RoundsConfig) -> None:
+    from train.checks import check_names
     from train.models import context_of
-    from train.running import check_names
 
     recipe = config.train
     context_of(recipe.policy.model, recipe.policy.trust_remote_code)

@@ -12,7 +12,7 @@ from gavel.errors import InputError
 from gavel.options import engine_config, engine_options, source_options
 from gavel.processes import is_main
 from judge.methods import check_judge, method_options
-from train.config import PpoConfig
+from train.config_ppo import PpoConfig
 from train.options import optimisation, setting, settings_of, spread
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ def ppo(as_json: bool, **options: Any) -> None:
     policy = _policy_engine(config, options)
     allowed = options.pop("self_judge")
 
+    from train.checks import check_names
     from train.ppo import iterations_of, train_ppo
-    from train.running import check_names
 
     check_names(config)  # errors now, not when the engines are up
     iterations_of(config, prompts)

@@ -12,7 +12,9 @@ from generate.stage import GenerateConfig
 from judge.gate import Gate as GoldGate
 from judge.pairs import PairConfig
 from rounds.gates import Gate
-from train.config import DpoConfig, PpoConfig, RewardConfig
+from train.config import RewardConfig
+from train.config_dpo import DpoConfig
+from train.config_ppo import PpoConfig
 
 REFERENCES = ("first", "previous", "ema")
 ENGINES = ("auto", "keep", "restart")

@@ -23,8 +23,8 @@ from gavel.rundir import RunDir, read_records
 from generate.stage import GenerateConfig, generate, take_in
 from judge.judging import Judging
 from judge.stage import NothingUsable
+from train.memory import out_of_memory
 from train.rollout import OutOfMemory, Rollout
-from train.running import out_of_memory
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from rounds.config import (
 )
 from rounds.gates import read_gates
 from rounds.toml_table import Table, at
-from train.config import PpoConfig
+from train.config_ppo import PpoConfig
 
 _TABLES = ("rounds", "seed", "engines", "policy", "prompts", "sample", "judge", "pairs", "train", "evaluate",
            "gates", "budget", "keep")  # fmt: skip

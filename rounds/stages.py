@@ -29,7 +29,9 @@ from judge.pairs import NoPairs, PairConfig, make_pairs
 from judge.stage import NothingUsable
 from rounds.judges import asked_twice
 from rounds.ledger import Made, content_of
-from train.config import DpoConfig, PpoConfig, RewardConfig
+from train.config import RewardConfig
+from train.config_dpo import DpoConfig
+from train.config_ppo import PpoConfig
 
 if TYPE_CHECKING:
     from train.data import PairRow
@@ -156,7 +158,7 @@ def pair(run: RunDir, config: PairConfig) -> Made:
 
 def too_few() -> tuple[type[GavelError], ...]:
     """What pairing and training raise where a round has too little to train on."""
-    from train.running import TooFewRows
+    from train.checks import TooFewRows
 
     return NoPairs, TooFewRows
 

@@ -16,7 +16,7 @@ from conftest import Tiny
 
 from gavel.errors import CheckFailed, InputError
 from gavel.records import Completion, Message, Prompt
-from train.config import PpoConfig
+from train.config_ppo import PpoConfig
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("one_thread")]
 
@@ -521,7 +521,7 @@ def test_ppo_reaches_the_analytic_optimum(small_vocabulary: str, tmp_path: Path)
 
 def test_dpo_reaches_the_analytic_optimum(small_vocabulary: str, tmp_path: Path) -> None:
     """Bradley-Terry soft labels; certain ones have no finite optimum."""
-    from train.config import DpoConfig
+    from train.config_dpo import DpoConfig
     from train.data import PairRow
     from train.dpo import train_dpo
 
@@ -574,3 +574,13 @@ def test_a_critic_that_reads_other_tokens_is_refused(tiny: Tiny, tmp_path: Path)
 
     with pytest.raises(InputError, match="other token ids"):
         learner_of(tiny, tmp_path, critic=tiny_model(tmp_path / "other"))
+
+
+def test_a_critic_that_an_adapter_does_not_fit_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    """Its layers may be named otherwise than the policy's."""
+    from tiny_models import save_gpt2_reward_model
+
+    critic = str(save_gpt2_reward_model(tmp_path / "gpt2", Path(tiny.tokenizer)))
+    with pytest.raises(InputError, match="--lora-target: the critic has no module 'q_proj'") as caught:
+        learner_of(tiny, tmp_path, critic=critic, lora_r=2, lora_targets=("q_proj",))
+    assert "c_attn" in str(caught.value.hint)

@@ -105,13 +105,13 @@ Pushed = Callable[..., tuple[int, str]]
 @pytest.fixture
 def pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pushed:
     """In which iteration an engine is refused, and why; 0: in none of so many."""
-    from train import models
+    from train import adapter, models
 
     def save(loaded: Any, state: Any, dtype: Any, folder: Path) -> None:
         folder.mkdir(parents=True)
 
     monkeypatch.setattr(models, "save_state", save)
-    monkeypatch.setattr(models, "merged", lambda model, state: state)
+    monkeypatch.setattr(adapter, "merged", lambda model, state: state)
 
     def run(world: World, iterations: int, from_reference: bool) -> tuple[int, str]:
         given: Any = world

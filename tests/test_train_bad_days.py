@@ -14,7 +14,8 @@ import pytest
 from training_tools import planted, same_weights, steps_of, tiny_model
 
 from gavel.errors import CheckFailed, InputError
-from train.config import DpoConfig, RewardConfig, SftConfig, TrainConfig
+from train.config import RewardConfig, SftConfig, TrainConfig
+from train.config_dpo import DpoConfig
 from train.output import Output
 
 pytestmark = pytest.mark.engine
@@ -283,7 +284,7 @@ def test_one_pair_at_a_time_is_the_end_of_halving(
 
 def test_nothing_is_advised_that_was_given(kind: Kind, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from train import group
-    from train.running import less_memory
+    from train.memory import less_memory
 
     config = kind.config(model, micro_batch=4)
     assert "--halve-micro-batch" in less_memory(config, 2) and "--max-length to" in less_memory(config, 2)

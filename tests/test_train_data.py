@@ -19,7 +19,7 @@ from gavel.records import Completion, Message, PreferencePair, Prompt, digest, p
 from gavel.rows import BadRows
 from gavel.rundir import JsonlWriter, RunDir, is_run
 from gavel.sources import read_preferences as read_source
-from train.config import DpoConfig
+from train.config_dpo import DpoConfig
 from train.data import Encoder, data_version, read_preferences, read_run, run_beside
 from train.output import Output
 
@@ -249,6 +249,10 @@ def test_data_version_follows_ids_and_order(run: RunDir) -> None:
         ({"batch_size": 8, "micro_batch": 3}, "--micro-batch: must divide --batch-size 8"),
         ({"beta": 0.0}, "--beta: must be above 0"),
         ({"merge": True}, "--merge: needs --lora-r"),
+        ({"lora_alpha": 8.0}, "--lora-alpha: needs --lora-r"),
+        ({"lora_targets": ("q_proj",)}, "--lora-target: needs --lora-r"),
+        ({"seed": -1}, "--seed: must be in"),
+        ({"seed": 2**32}, "--seed: must be in"),
         ({"loss": {"robust": 1.0}, "label_smoothing": 0.5}, "--label-smoothing"),
         ({"scheduler": "exponential"}, "--scheduler: must be one of"),
     ],

@@ -67,6 +67,34 @@ def test_what_does_not_suit_the_model_is_refused(model: str, tmp_path: Path) -> 
         assert "q_proj" in caught.value.hint and "lm_head" not in caught.value.hint, "what would be taken"
 
 
+def test_a_model_of_which_weights_are_missing_is_refused(model: str, tmp_path: Path) -> None:
+    """transformers would draw them at random. A tied head is no weight of its own."""
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForSequenceClassification
+
+    from gavel.tokenizer import HfTokenizer
+    from train.models import load, load_reward
+
+    for lost, whole in (("lm_head.weight", load_reward), ("model.norm.weight", None)):
+        torn = tmp_path / lost
+        shutil.copytree(model, torn)
+        weights = load_file(torn / "model.safetensors")
+        save_file({k: w for k, w in weights.items() if k != lost}, torn / "model.safetensors")
+        with pytest.raises(InputError, match=f"--model .*1 of its weights are missing, {lost}"):
+            load(str(torn), torch.float32)
+        if whole is not None:  # a reward model has a head of another kind
+            whole(str(torn), HfTokenizer.load(model), torch.float32)
+        else:
+            with pytest.raises(InputError, match=f"1 of its weights are missing, {lost}"):
+                load_reward(str(torn), HfTokenizer.load(model), torch.float32)
+    AutoModelForSequenceClassification.from_pretrained(model, num_labels=1).save_pretrained(tmp_path / "rm")
+    with pytest.raises(InputError, match="rm: a reward model"):
+        load(str(tmp_path / "rm"), torch.float32)
+
+
 # a reference that follows the policy
 
 

@@ -15,6 +15,7 @@ import pytest
 from conftest import Ran, Tiny
 from test_train_dpo import assert_adapter_and_merged_agree, same_weights, steps_of
 from test_train_processes import ASIDE, CONFIGURATIONS, command, data
+from tiny_models import save_gpt2_reward_model
 
 __all__ = ["data"]
 
@@ -31,6 +32,7 @@ RUNS: dict[str, tuple[str, list[object]]] = {
     "reward-lora": ("reward", LORA),
     "ppo": ("ppo", ["--ppo-epochs", 2, "--max-grad-norm", 0.5]),
     "ppo-lora": ("ppo", [*LORA, "--gradient-checkpointing"]),
+    "ppo-critic": ("ppo", ["--learning-rate", 3e-6]),  # of layers that neither policy nor reference have
     "resumed": ("dpo", ["--epochs", 2]),
     "ppo-resumed": ("ppo", ["--ppo-epochs", 2, "--max-grad-norm", 0.5]),
 }  # fmt: skip
@@ -56,6 +58,8 @@ def shared(tiny: Tiny, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             commands[name] += ["--data", data / "texts.jsonl"]
         if name == "dpo":
             commands[name] += ["--model", untied]
+        if name == "ppo-critic":
+            commands[name] += ["--critic", save_gpt2_reward_model(folder / "critic", Path(tiny.tokenizer))]
     jobs = [{"arguments": [*map(str, commands[name]), "--out", str(folder / name)]} for name in RUNS]
     stopped = [
         {"arguments": [*map(str, commands[name]), "--out", str(folder / out)], "stop_after": step}
@@ -110,6 +114,8 @@ def test_shards_train_as_the_whole(
             close = {"rel": 0, "abs": 1e-5} if "loss" in key else {"rel": 1e-5, "abs": 1e-4}
             assert b[key] == pytest.approx(a[key], **close), key
     assert sorted(_files(ours)) == sorted(_files(whole))
+    if (whole / "config.json").exists():
+        assert _close(*(json.loads((folder / "config.json").read_text()) for folder in (ours, whole)))
     if name == "dpo-adapter":
         assert_adapter_and_merged_agree(shared.commands[name][3], ours, shared.folder / "dpo-merged")
     else:
@@ -164,7 +170,7 @@ def test_a_checkpoint_of_shards(kind: str, stopped: str, shared: Shared, gavel: 
 ])  # fmt: skip
 def test_checkpoints_are_told_apart(stored: str, file: str, now: str, tmp_path: Path) -> None:
     from gavel.errors import InputError
-    from train.running import check_stored
+    from train.checks import check_stored
 
     (tmp_path / file).touch()
     check_stored(None, now)

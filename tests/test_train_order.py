@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from training_tools import assert_one_trajectory, planted, tiny_model
 
-from train.config import DpoConfig
+from train.config_dpo import DpoConfig
 
 pytestmark = pytest.mark.engine
 

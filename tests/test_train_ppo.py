@@ -21,7 +21,7 @@ from training_tools import same_weights, steps_of
 
 from gavel.errors import CheckFailed, InputError
 from gavel.records import Message, Prompt
-from train.config import PpoConfig
+from train.config_ppo import PpoConfig
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("one_thread")]
 
@@ -286,7 +286,7 @@ def test_a_later_step_that_fails_leaves_the_weights_of_before_it(
 
     from gavel.tokenizer import HfTokenizer
     from train import actor_critic
-    from train.models import merged
+    from train.adapter import merged
     from train.ppo_learner import Learner
 
     kept: dict[str, Any] = {}
@@ -446,7 +446,7 @@ def test_what_is_known_beforehand_is_refused_beforehand(
     with pytest.raises(InputError, match="12 prompts are fewer than the 32"):
         run_ppo(tiny, policy_engine, tmp_path / "a", config_of(tiny, batch_size=64))
     with pytest.raises(InputError, match="PPO cannot report to"):
-        from train.ppo_learner import trackers
+        from train.ppo_accelerate import trackers
 
         trackers(config_of(tiny, report_to=("codecarbon",)))
 

@@ -22,7 +22,8 @@ from training_tools import same_weights, steps_of
 from warm import gavel_on
 
 from gavel.errors import InputError
-from train.config import DpoConfig
+from train.config_dpo import DpoConfig
+from train.config_ppo import PpoConfig
 
 pytestmark = pytest.mark.engine
 
@@ -232,6 +233,19 @@ def test_the_failure_of_another_is_shown(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_micro_batches_on_several(batch: int, micro: int | None, processes: int, expected: int) -> None:
     config = DpoConfig(model="m", batch_size=batch, micro_batch=micro)
     assert config.micro_batch_on(processes) == expected
+
+
+@pytest.mark.parametrize(("micro", "steps", "processes", "expected"), [
+    (None, 1, 1, 8), (None, 1, 4, 6), (24, 1, 2, 12), (4, 2, 3, 4), (4, 2, 8, None), (None, 4, 4, None),
+])  # fmt: skip
+def test_completions_on_several(micro: int | None, steps: int, processes: int, expected: int | None) -> None:
+    """PPO: a process has no more of a forward pass than of the batch, and of each step as many as another."""
+    config = PpoConfig(model="m", batch_size=24, micro_batch=micro, mini_batches=steps)
+    if expected is not None:
+        assert config.micro_batch_on(processes) == expected
+        return
+    with pytest.raises(InputError, match=f"each of {processes} processes"):
+        config.micro_batch_on(processes)
 
 
 def test_batches_that_cannot_be_divided() -> None:

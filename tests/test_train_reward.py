@@ -13,6 +13,7 @@ import pytest
 from conftest import Engines, Tiny
 from training_tools import (
     EOS,
+    VOCAB,
     assert_one_trajectory,
     interrupted_after,
     planted,
@@ -92,6 +93,17 @@ def test_the_report_is_the_hand_worked_one() -> None:
     assert found["calibration_error"] == pytest.approx((2 * (sure[0] - 0.5) + (1 - sure[1]) + 0) / 4)
 
 
+def test_pairs_of_a_prompt_are_one_draw() -> None:
+    """Every pair four times, under its prompt, tells nothing more than once."""
+    from train.reward_report import report
+
+    rewards = np.array([2.0, 1.0, 0.0, -1.0])
+    rows = rows_of((1, 5), (2, 4), (3, 2), (4, 1))
+    once, often = (report(rows * n, np.tile(rewards, n), np.zeros(4 * n)) for n in (1, 4))
+    for figure in ("accuracy", "accuracy_standard_error"):
+        assert often[figure] == pytest.approx(once[figure])
+
+
 def test_nothing_correlates_with_what_never_varies() -> None:
     from gavel.correlation import rank_correlation
     from train.reward_report import report
@@ -144,6 +156,42 @@ def test_the_pad_token_never_ends_a_sequence(specials: list[str], pad: str | Non
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def test_a_new_pad_token_is_the_same_every_time(model: str) -> None:
+    """A model that is loaded twice is one model, whatever was drawn at random before."""
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    from gavel.tokenizer import HfTokenizer
+    from train.models import load_reward
+
+    words = {f"w{i}": i for i in range(VOCAB - 1)} | {"</s>": VOCAB - 1}
+    found = []
+    for _ in range(2):
+        backend = Tokenizer(models.WordLevel(words, unk_token="w0"))
+        full = HfTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>"))
+        found.append(load_reward(model, full, torch.float32).model.state_dict())
+    table = found[0]["model.embed_tokens.weight"]
+    assert len(table) == VOCAB + 1 and torch.allclose(table[VOCAB], table[:VOCAB].mean(dim=0))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_only_layers_that_a_model_has_are_kept_whole(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As FSDP divides it; some families name their vision tower's as well."""
+    import torch
+    from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
+
+    from gavel.tokenizer import HfTokenizer
+    from train.models import load, load_reward
+
+    monkeypatch.setattr(LlamaPreTrainedModel, "_no_split_modules", ["LlamaDecoderLayer", "VisionBlock"])
+    for loaded in (
+        load(model, torch.float32),
+        load_reward(model, HfTokenizer.load(model), torch.float32),
+    ):
+        assert loaded.model._no_split_modules == ["LlamaDecoderLayer"]
 
 
 def settings(model: str, **changes: Any) -> RewardConfig:

@@ -25,7 +25,7 @@ from training_tools import (
     trainer_of,
 )
 
-from train.config import DIVERGENCES, LOSSES, WITHIN_MICRO_BATCH
+from train.config_dpo import DIVERGENCES, LOSSES, WITHIN_MICRO_BATCH
 from train.data import PairRow
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("one_thread")]
@@ -67,7 +67,7 @@ def stock_gradients(model: str, rows: list[PairRow], lora_r: int = 0, **options:
     from trl import DPOConfig, DPOTrainer
 
     from gavel.tokenizer import HfTokenizer
-    from train import exact, models
+    from train import adapter, exact, models
 
     class Stock(DPOTrainer):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
@@ -83,7 +83,7 @@ def stock_gradients(model: str, rows: list[PairRow], lora_r: int = 0, **options:
     trainer = Stock(
         models.load(model, torch.float32).model, args=args, train_dataset=exact.places_of(len(rows)),
         processing_class=HfTokenizer.load(model).hf,
-        peft_config=models.lora(settings(model, lora_r=lora_r)),
+        peft_config=adapter.lora(settings(model, lora_r=lora_r)),
     )  # fmt: skip
     chosen, rejected = made_up(rows)
     batch = trainer.data_collator([

@@ -34,7 +34,7 @@ from gavel.errors import GavelError, InputError
 from gavel.records import PreferencePair
 from gavel.rundir import RunDir
 from gavel.sources import read_preferences as read_source
-from train.config import LOSSES, SMOOTHED, DpoConfig
+from train.config_dpo import LOSSES, SMOOTHED, DpoConfig
 from train.data import data_version, flip_rate, read_preferences, read_run
 
 

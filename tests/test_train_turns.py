@@ -110,7 +110,7 @@ def test_a_text_is_rendered_once_however_many_pairs_it_is_in(
         rendered.append(args[1])
         return turn_ids(*args, **settings)
 
-    monkeypatch.setattr("train.data.turn_ids", counting)
+    monkeypatch.setattr("train.answers.turn_ids", counting)
     from_run(tmp_path, tokenizers["qwen"])
     pairs = RunDir(tmp_path).pairs_path("best")
     again = pairs.read_text().replace('"p"', '"q"')

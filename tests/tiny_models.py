@@ -89,6 +89,21 @@ def save_reward_model(path: Path, tokenizer: Path) -> Path:
     return path
 
 
+def save_gpt2_reward_model(path: Path, tokenizer: Path) -> Path:
+    """One of other layers than all models here."""
+    import torch
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    torch.manual_seed(1)
+    config = GPT2Config(
+        vocab_size=320, n_embd=64, n_layer=2, n_head=2, n_positions=512, num_labels=1, bos_token_id=None,
+        eos_token_id=SPECIALS.index("<|end|>"), pad_token_id=SPECIALS.index("<|pad|>"),
+    )  # fmt: skip
+    GPT2ForSequenceClassification(config).save_pretrained(path)
+    shutil.copytree(tokenizer, path, dirs_exist_ok=True)
+    return path
+
+
 def save_adapter(path: Path, lm: Path) -> Path:
     """A LoRA adapter that changes what the model says."""
     import torch

@@ -101,7 +101,7 @@ def planted(count: int, seed: int = 0) -> list[Any]:
 
 
 def settings(model: str, **changes: Any) -> Any:
-    from train.config import DpoConfig
+    from train.config_dpo import DpoConfig
 
     base = {"model": model, "learning_rate": 1e-3, "loss": {"sigmoid": 1.0, "sft": 1.0}, "batch_size": 8,
             "log_steps": 1, "scheduler": "constant", "precision": "fp32"}  # fmt: skip
@@ -199,14 +199,14 @@ def trainer_of(config: Any, rows: list[Any], out: Path, targets: list[float] | N
     import torch
 
     from gavel.tokenizer import HfTokenizer
-    from train import models
+    from train import adapter, models
     from train.dpo import ExactDPOTrainer, _arguments
     from train.output import Output
 
     return ExactDPOTrainer(
         config, rows, "fp32", models.load(config.model, torch.float32), targets,
         args=_arguments(config, "fp32", Output(out)), processing_class=HfTokenizer.load(config.model).hf,
-        peft_config=models.lora(config),
+        peft_config=adapter.lora(config),
     )  # fmt: skip
 
 

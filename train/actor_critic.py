@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from gavel.errors import InputError
 from gavel.tokenizer import HfTokenizer
-from train import models
+from train import adapter, models
 from train.apart import base_of
-from train.config import PpoConfig
+from train.config_ppo import PpoConfig
 from train.ppo_terms import entropies, selected_logps
 from train.rollout import Rollout
 from train.tokens import Tokens
@@ -31,7 +31,7 @@ class ActorCritic(nn.Module):  # type: ignore[misc]
     def __init__(self, policy: Any, critic: Any) -> None:
         super().__init__()
         self.policy, self.critic = policy, critic
-        parts = [base_of(model)._no_split_modules or () for model in (policy, critic)]
+        parts = [base_of(model)._no_split_modules for model in (policy, critic)]
         self._no_split_modules = sorted({name for names in parts for name in names})  # FSDP's units
 
     def forward(self, asked: Callable[..., T], *given: Any) -> T:
@@ -142,9 +142,10 @@ def load(config: PpoConfig, tokenizer: HfTokenizer, dtype: torch.dtype) -> Model
         )  # fmt: skip
     trust = config.trust_remote_code
     policy = models.load(config.model, dtype, trust)
-    models.check_targets(policy.model, config.lora_targets, "which the critic does not have")
+    adapter.check_targets(policy.model, config.lora_targets, "which the critic does not have")
     critic = models.load_reward(config.critic or config.model, copy.deepcopy(tokenizer), dtype, trust,
                                 config.seed)  # fmt: skip
+    adapter.check_targets(critic.model, config.lora_targets, "which is trained whole", "critic")
     if config.critic is None:
         with torch.no_grad():
             critic.model.score.weight.zero_()
@@ -170,8 +171,8 @@ def _trained(config: PpoConfig, model: Any, task: str) -> Any:
         return model
     import peft
 
-    adapted = peft.get_peft_model(model, models.lora(config, task))
-    models.train_in_float32(adapted)
+    adapted = peft.get_peft_model(model, adapter.lora(config, task))
+    adapter.train_in_float32(adapted)
     return adapted
 
 

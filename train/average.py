@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from gavel.tokenizer import HfTokenizer
-from train import models, running
+from train import memory, models
 
 
 def average(older: str, newer: str, share: float, out: Path, trust_remote_code: bool = False) -> None:
@@ -31,4 +31,4 @@ def average(older: str, newer: str, share: float, out: Path, trust_remote_code: 
     models.save(loaded, loaded.model, newer, tokenizer, torch.float32, staging)
     staging.rename(out)
     del loaded, other
-    running.free_memory()
+    memory.free_memory()

@@ -9,19 +9,16 @@ import click
 
 from gavel.command import command, emit, key_values, place, say
 from gavel.errors import InputError
-from train.config import (
+from train.config import DRAWS, PairConfig, RewardConfig, TrainConfig
+from train.config_dpo import (
     CONSERVATIVE,
     DIVERGENCES,
     DIVERGING,
-    DRAWS,
     LOSSES,
     REFERENCES,
     SHARING,
     SMOOTHED,
     DpoConfig,
-    PairConfig,
-    RewardConfig,
-    TrainConfig,
 )
 from train.options import F, account, common, data_and_out, given, setting, spread, together
 

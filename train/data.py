@@ -14,15 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import msgspec
-
 from gavel.errors import InputError, RowError
-from gavel.packed import unpack_ids
-from gavel.records import Completion, PreferencePair, Prompt, decode, digest
+from gavel.records import PreferencePair, decode, digest
 from gavel.rows import BadRows
 from gavel.rundir import RunDir, read_lines
 from gavel.sources import PreferenceRow
-from gavel.turns import Asked, asked, turn_ids
+from gavel.turns import asked
+from train.answers import (
+    Answer,
+    Recorded,
+    answers_of,
+    check_rendering,
+    known_answer,
+    known_prompt,
+    prompts_of,
+    unedited,
+)
 from train.rows import Encoder
 
 
@@ -76,40 +83,6 @@ class PairRow:
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A completion as token ids. logp: of the reference, if that is what sampled it."""
-
-    ids: array[int]
-    prompt_hash: str | None = None
-    logp: float | None = None
-    sampled: bool = False
-
-
-@dataclass(slots=True)
-class Recorded:
-    """A completion of a run. answer: its ids; of one that came as `text` they are known with its prompt."""
-
-    prompt_id: str
-    text_hash: int
-    answer: Answer | None = None
-    text: str = ""
-    cut_off: bool = False
-
-    def behind(self, prompt: Asked, encoder: Encoder) -> Answer:
-        """The completion as the answer to its prompt. Raises RowError for a text that cannot be one."""
-        if self.answer is None:
-            ids = array("i")  # of an empty one, which is left out
-            if self.text.strip():
-                ids = turn_ids(prompt, self.text, encoder.tokenizer, ended=not self.cut_off)
-            self.answer, self.text = Answer(ids), ""
-        return self.answer
-
-
-class _Id(msgspec.Struct):
-    id: str
-
-
 def data_version(rows: Iterable[PairRow], soft_labels: bool = False, margins: bool = False) -> str:
     """A hash of what is trained on: ids and their order, with soft labels also their probabilities, and where
     they are read their margins."""
@@ -142,15 +115,15 @@ def read_run(run: RunDir, encoder: Encoder, bad: BadRows, pairs: str | None = No
         raise InputError(
             "holds no pairs", where=str(path), hint="Make some with: gavel pairs RUN --min-margin 0"
         )
-    answers = _answers(run, {i for _, p in found for i in (p.chosen_id, p.rejected_id)}, encoder)
-    prompts = _prompts(run, {p.prompt_id for _, p in found}, encoder)
+    answers = answers_of(run, {i for _, p in found for i in (p.chosen_id, p.rejected_id)}, encoder)
+    prompts = prompts_of(run, {p.prompt_id for _, p in found}, encoder)
     bad.total += len(found)
     rows = []
     for where, pair in found:
         try:
-            prompt = _known_prompt(prompts, pair.prompt_id)
+            prompt = known_prompt(prompts, pair.prompt_id)
             chosen, rejected = (
-                _known_answer(answers, i, pair.prompt_id).behind(prompt, encoder)
+                known_answer(answers, i, pair.prompt_id).behind(prompt, encoder)
                 for i in (pair.chosen_id, pair.rejected_id)
             )
         except RowError as error:
@@ -168,13 +141,13 @@ def read_preferences(
     answers: dict[str, Recorded] = {}
     if run is not None:
         run.manifest()  # refuses a newer version
-        answers = _answers(run, {i for r in given for i in (r.chosen_id, r.rejected_id) if i}, encoder)
+        answers = answers_of(run, {i for r in given for i in (r.chosen_id, r.rejected_id) if i}, encoder)
     rows = []
     for row in given:
         try:
             prompt = asked(row.prompt.messages, encoder.tokenizer)
             chosen, rejected = (
-                (_unedited(answers, i, text) or Recorded(row.prompt.id, hash(text), text=text)).behind(
+                (unedited(answers, i, text) or Recorded(row.prompt.id, hash(text), text=text)).behind(
                     prompt, encoder
                 )
                 for i, text in ((row.chosen_id, row.chosen), (row.rejected_id, row.rejected))
@@ -222,81 +195,6 @@ def flip_rate(run: RunDir, pairs: str | None = None) -> float:
             "labels (gavel judge RUN --gold FILE), and make the pairs again; or give the number yourself.",
         )
     return float(rate)
-
-
-def _answers(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, Recorded]:
-    """Streams completions.jsonl and keeps the ones that are needed."""
-    only_id = msgspec.json.Decoder(_Id)
-    path = run.completions_path
-    found: dict[str, Recorded] = {}
-    for number, _, line in read_lines(path):
-        if only_id.decode(line).id not in needed:
-            continue
-        completion = decode(line, Completion, f"{path}:{number}")
-        found[completion.id] = recorded(completion, encoder, f"{path}:{number}")
-    return found
-
-
-def recorded(completion: Completion, encoder: Encoder, where: str) -> Recorded:
-    """What is kept of a completion. Raises InputError for ids that cannot be read."""
-    text_hash = hash(completion.text)
-    if completion.token_ids is None:
-        cut_off = completion.finish_reason == "length"
-        return Recorded(completion.prompt_id, text_hash, text=completion.text, cut_off=cut_off)
-    try:
-        ids = array("i", unpack_ids(completion.token_ids))
-    except ValueError as error:
-        raise InputError(str(error), where=where) from None
-    reference = completion.logprobs_mode == "raw" and completion.weights == encoder.weights is not None
-    logp = completion.logprob_sum if reference else None
-    return Recorded(completion.prompt_id, text_hash, Answer(ids, completion.prompt_hash, logp, sampled=True))
-
-
-def _unedited(answers: dict[str, Recorded], completion_id: str | None, text: str) -> Recorded | None:
-    """The completion that a row names, unless the row's text has been edited since."""
-    found = answers.get(completion_id or "")
-    return found if found is not None and found.text_hash == hash(text) else None
-
-
-def _prompts(run: RunDir, needed: set[str], encoder: Encoder) -> dict[str, Asked | RowError]:
-    """Renders the prompts that are needed; pairs of one prompt share its ids."""
-    only_id = msgspec.json.Decoder(_Id)
-    path = run.prompts_path
-    found: dict[str, Asked | RowError] = {}
-    for number, _, line in read_lines(path):
-        if only_id.decode(line).id not in needed:
-            continue
-        prompt = decode(line, Prompt, f"{path}:{number}")
-        try:
-            found[prompt.id] = asked(prompt.messages, encoder.tokenizer)
-        except RowError as error:
-            found[prompt.id] = error
-    return found
-
-
-def _known_prompt(prompts: dict[str, Asked | RowError], prompt_id: str) -> Asked:
-    found = prompts.get(prompt_id) or RowError(f"its prompt {prompt_id} is not in prompts.jsonl")
-    if isinstance(found, RowError):
-        raise found
-    return found
-
-
-def _known_answer(answers: dict[str, Recorded], completion_id: str, prompt_id: str) -> Recorded:
-    if completion_id not in answers:
-        raise RowError(f"its completion {completion_id} is not in completions.jsonl")
-    if answers[completion_id].prompt_id != prompt_id:
-        raise RowError(f"its completion {completion_id} answers another prompt")
-    return answers[completion_id]
-
-
-def check_rendering(prompt_ids: array[int], answers: Iterable[Answer], where: str) -> None:
-    """Raises InputError where the sampler saw the prompt of its answers as other ids."""
-    hashes = {answer.prompt_hash for answer in answers} - {None}
-    if hashes and hashes != {digest("prompt_ids", prompt_ids.tolist())}:
-        raise InputError(
-            "this model's tokenizer renders the prompt to other token ids than the sampler saw", where=where,
-            hint="Train the model that sampled, with its chat template and the same --chat-template-arg.",
-        )  # fmt: skip
 
 
 def _row(encoder: Encoder, prompt_ids: array[int], chosen: Answer, rejected: Answer, where: str,

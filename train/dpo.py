@@ -33,8 +33,8 @@ from trl.trainer.utils import add_fused_lm_head
 
 from gavel.command import say
 from gavel.errors import InputError
-from train import draw, exact, group, models, running, soft
-from train.config import CONSERVATIVE, DpoConfig
+from train import adapter, checks, draw, exact, group, memory, models, running, soft
+from train.config_dpo import CONSERVATIVE, DpoConfig
 from train.data import PairRow, data_version
 from train.draw import SharedPairs
 from train.output import Output
@@ -59,7 +59,7 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
 
     Attributes:
         reference: the reference's log-probabilities, None where it moves; set once the trainer is made.
-        sharing: how far pairs share work, one of `train.config.SHARING`.
+        sharing: how far pairs share work, one of `train.config_dpo.SHARING`.
     """
 
     rows: Sequence[PairRow]
@@ -155,7 +155,7 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
             forward = by_rows
         yield other, forward
         del loaded, other
-        running.free_memory()
+        memory.free_memory()
 
     def _scored(self, model: Any, batch: dict[str, Any], forward: Any = None) -> Scored:
         """What TRL is to call in place of the model. forward: the policy's unless given."""
@@ -247,9 +247,9 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
     running.quiet()
     group.check_shards("DPO", "FSDP2", "DeepSpeed")
     _check_shards(config)
-    running.check_names(config)
-    running.check_rows(config, rows)
-    running.check_batch(config, rows)
+    checks.check_names(config)
+    checks.check_rows(config, rows)
+    checks.check_batch(config, rows)
     models.check_reference(config.model, config.reference_from, config.trust_remote_code)
     targets = soft.targets(config, rows)
     data = data_version(rows, config.soft_labels, config.reads_margins)
@@ -266,7 +266,7 @@ def train_dpo(config: DpoConfig, rows: Sequence[PairRow], out: str | Path) -> di
             return ExactDPOTrainer(
                 config, rows, precision, loaded, targets.p if targets else None,
                 args=_arguments(config, precision, output), processing_class=begun.tokenizer.hf,
-                callbacks=callbacks, peft_config=models.lora(config),
+                callbacks=callbacks, peft_config=adapter.lora(config),
             )  # fmt: skip
 
         # 2. train; making the trainer finds the reference's log-probabilities
@@ -302,7 +302,7 @@ def _check_shards(config: DpoConfig) -> None:
 
 def _check_model(config: DpoConfig, model: Any) -> None:
     """Refuses settings that do not suit the model."""
-    models.check_targets(model, config.lora_targets, "which DPO reads itself and not through an adapter")
+    adapter.check_targets(model, config.lora_targets, "which DPO reads itself and not through an adapter")
     if config.router_aux and not hasattr(model.config.get_text_config(), "output_router_logits"):
         raise InputError(f"{type(model).__name__} has no router", where="--router-aux")
 

@@ -22,7 +22,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import DataLoader, Sampler
 
 from gavel.errors import CheckFailed
-from train import group, models
+from train import adapter, group, models
 from train.rows import Row
 
 T = TypeVar("T")
@@ -145,7 +145,7 @@ class ExactRows:
     def carry(self: Any) -> None:
         """To be called once the trainer is made."""
         self.sizes = []
-        models.train_in_float32(self.model)
+        adapter.train_in_float32(self.model)
         # without it, Trainer neither rewrites the model's EOS and pad ids nor saves it in checkpoints
         self.processing_class = None
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gavel.errors import CheckFailed
 from train import ppo_terms as terms
-from train.config import PpoConfig
+from train.config_ppo import PpoConfig
 from train.rollout import Rollout, padded
 
 

@@ -50,14 +50,14 @@ def reshard(model: torch.nn.Module) -> None:
 
 
 def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A model's weights by name, on the main process; of a model in shards they are brought there one after
-    another, to the CPU. Empty on the others."""
+    """A model's weights by name, on the main process and its CPU, where they are merged and saved without
+    memory of a GPU; of a model in shards they are brought there one after another. Empty on the others."""
     reshard(model)
     state = {}
     for name, weight in model.state_dict().items():
-        whole = weight.full_tensor().cpu() if isinstance(weight, DTensor) else weight  # of all processes
+        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight  # of all processes
         if is_main():
-            state[name] = whole
+            state[name] = whole.cpu()
     return state
 
 

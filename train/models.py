@@ -5,25 +5,25 @@ from __future__ import annotations
 import copy
 import importlib.util
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers.pytorch_utils import Conv1D
 
 from gavel.errors import InputError
 from gavel.tokenizer import HfTokenizer
 from gavel.weights import weights_version
-from train.config import RowConfig, TrainConfig
+from train.config import RowConfig
 from train.rows import Encoder
 
 #: Files beside the weights that make a directory whole. They are copied as they are, so that the
 #: tokenizer's version stays the same.
 _COMPANIONS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
                "*.model", "*.tiktoken", "chat_template*", "generation_config.json", "*.py")  # fmt: skip
+_SCORES = "ForSequenceClassification"  # of the name of a model that gives scores
 
 
 @dataclass(frozen=True)
@@ -87,18 +87,23 @@ def load(path: str, dtype: torch.dtype, trust_remote_code: bool = False, four_bi
     TRL's `disable_dropout` turns off dropout layers only: the attention dropout of Llama and its kin is
     a number in the configuration, which is set to 0 here (and kept in what is saved).
 
-    Raises InputError when it cannot be loaded.
+    Raises InputError when it cannot be loaded or is no language model.
     """
     more = {"quantization_config": _nf4(dtype)} if four_bit else {}
     try:
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        if _SCORES in str(config.architectures):
+            raise InputError("a reward model, and a language model is trained here", where=f"--model {path}")
         original = copy.deepcopy(config)
         _no_dropout(config)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype, trust_remote_code=trust_remote_code, **more
-        )
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True,
+            **more,
+        )  # fmt: skip
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(path, error) from None
+    _check_whole(path, info["missing_keys"])
+    _own_layers(model)
     return Loaded(model, original, copy.deepcopy(model.generation_config))
 
 
@@ -113,7 +118,7 @@ def load_reward(
     """
     try:
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        if "ForSequenceClassification" in str(config.architectures) and config.num_labels != 1:
+        if _SCORES in str(config.architectures) and config.num_labels != 1:
             raise InputError(
                 f"it scores {config.num_labels} labels, a reward model one", where=f"--model {path}"
             )
@@ -125,17 +130,24 @@ def load_reward(
         )
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(path, error) from None
+    missing = set(info["missing_keys"])
+    head = {name for name in missing if "score" in name}
+    _check_whole(path, missing - head)
     pad = own_pad(tokenizer)
-    if pad >= model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(pad + 1)
+    if pad >= (before := model.get_input_embeddings().weight.shape[0]):
+        model.resize_token_embeddings(pad + 1, mean_resizing=False)
         original.get_text_config().vocab_size = pad + 1
+        with torch.no_grad():  # what stands there was drawn by a generator that nobody has seeded
+            table = model.get_input_embeddings().weight
+            table[before:] = table[:before].mean(dim=0)
     model.config.get_text_config().pad_token_id = original.get_text_config().pad_token_id = pad
-    if any("score" in name for name in info["missing_keys"]):
+    if head:
         generator = torch.Generator().manual_seed(seed)
         width = model.score.weight.shape[1]
         with torch.no_grad():
             drawn = torch.randn(model.score.weight.shape, generator=generator) / (width + 1) ** 0.5
             model.score.weight.copy_(drawn)
+    _own_layers(model)
     return Loaded(model, original, None)
 
 
@@ -194,6 +206,20 @@ def _no_dropout(config: Any) -> None:
                 setattr(part, name, 0.0)
 
 
+def _own_layers(model: Any) -> None:
+    """Of the classes of layers that FSDP is to keep whole, those that the model has: some families name those
+    of their other models as well, and accelerate ends where it does not find one."""
+    present = {type(module).__name__ for module in model.modules()}
+    model._no_split_modules = sorted(present.intersection(model._no_split_modules or ()))
+
+
+def _check_whole(path: str, missing: Collection[str]) -> None:
+    """Raises InputError for weights that transformers has not found and drawn at random."""
+    if missing:
+        raise InputError(f"{len(missing):,} of its weights are missing, {min(missing)} among them",
+                         where=f"--model {path}", hint="Give the directory of a whole model.")  # fmt: skip
+
+
 def _unloadable(path: str, error: Exception) -> InputError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return InputError(f"no model can be loaded from it: {reason}", where=f"--model {path}",
@@ -221,37 +247,11 @@ def save_state(loaded: Loaded, state: Mapping[str, torch.Tensor], dtype: torch.d
     cast = {name: w.detach().to(dtype) for name, w in state.items() if tied.get(name) not in state}
     loaded.model.save_pretrained(folder, state_dict=cast)
     config = copy.deepcopy(loaded.config)
-    config.dtype, config.architectures = dtype, [type(loaded.model).__name__]
+    # FSDP2 makes the class of a model in shards one of its own, which no engine knows
+    config.dtype, config.architectures = dtype, [type(loaded.model).__name__.removeprefix("FSDP")]
     config.save_pretrained(folder)
     if loaded.generation_config is not None:
         loaded.generation_config.save_pretrained(folder)
-
-
-def merged(model: Any, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights of a model with a LoRA adapter as those of a model without one: W + scaling · B A (Hu et
-    al. 2021, arXiv 2106.09685, eq. 3). Nothing is changed in place, so training goes on to the bit.
-
-    Args:
-        model: a peft model. state: its state, by the names it has there.
-    """
-    base = {name.removeprefix("base_model.model."): weight for name, weight in state.items()}
-    adapted = {
-        name.removeprefix("base_model.model."): layer
-        for name, layer in model.named_modules() if hasattr(layer, "lora_A")
-    }  # fmt: skip
-    found = {}
-    for name, weight in base.items():
-        layer, inside, end = name.partition(".base_layer.")
-        if not inside:
-            if ".lora_" not in name and ".original_module." not in name:
-                found[name.replace(".modules_to_save.default.", ".")] = weight  # trained whole
-            continue
-        if end == "weight":
-            a, b = (base[f"{layer}.lora_{side}.default.weight"] for side in "AB")
-            delta = adapted[layer].scaling["default"] * (b @ a)
-            weight = weight + (delta.T if adapted[layer].fan_in_fan_out else delta).to(weight.dtype)
-        found[f"{layer}.{end}"] = weight
-    return found
 
 
 def save_companions(source: str, tokenizer: Any, folder: Path) -> None:
@@ -264,51 +264,3 @@ def save_companions(source: str, tokenizer: Any, folder: Path) -> None:
         for file in Path(source).glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
-
-
-def check_targets(model: Any, targets: Sequence[str], head_is: str | None = None) -> None:
-    """Raises InputError for a target that no adapter can go to; those that one can are named.
-
-    Args:
-        head_is: why no adapter goes to the model's head, None where one can.
-    """
-    modules = dict(model.named_modules())
-    head = model.get_output_embeddings() or getattr(model, "score", None)
-    for target in targets:
-        meant = [name for name in modules if name == target or name.endswith(f".{target}")]
-        if not meant:
-            fault = f"the model has no module {target!r}"
-        elif head_is is not None and any(modules[name] is head for name in meant):
-            fault = f"{target} is the head, {head_is}"
-        else:
-            continue
-        can = {
-            name.rpartition(".")[2]
-            for name, module in modules.items()
-            if isinstance(module, torch.nn.Linear | Conv1D) and not (head_is and module is head)
-        }
-        raise InputError(fault, where="--lora-target", hint=f"Its linear layers: {', '.join(sorted(can))}.")
-
-
-def train_in_float32(model: Any) -> None:
-    """Brings what is trained to float32: peft does so with an adapter, but leaves a head in the base's
-    bfloat16, in which small steps are lost."""
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
-            parameter.data = parameter.data.float()
-
-
-def lora(config: TrainConfig, task: str = "CAUSAL_LM") -> Any:
-    """The peft configuration of an adapter, None without one. task: as peft names it; with "SEQ_CLS" the head
-    is trained whole."""
-    if not config.lora_r:
-        return None
-    import peft
-
-    return peft.LoraConfig(
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha if config.lora_alpha is not None else 2 * config.lora_r,
-        target_modules=list(config.lora_targets) or "all-linear",
-        lora_dropout=0.0,
-        task_type=task,
-    )

@@ -26,12 +26,13 @@ from gavel.errors import InputError
 from gavel.records import Prompt, digest
 from gavel.tokenizer import HfTokenizer
 from gavel.weights import weights_version
-from train import actor_critic, group, models, running
+from train import actor_critic, adapter, checks, group, models, running
 from train.callbacks import stopping
-from train.config import PpoConfig
+from train.config_ppo import PpoConfig
 from train.experience import experience
 from train.output import Output
-from train.ppo_learner import Learner, shuffled, trackers
+from train.ppo_accelerate import trackers
+from train.ppo_learner import Learner, shuffled
 from train.ppo_log import Log
 from train.ppo_push import LivePolicy
 from train.rollout import Rollout, Sampler, Scorer
@@ -61,10 +62,11 @@ def train_ppo(
     """
     running.quiet()
     group.check_shards("PPO", "FSDP2")
-    running.check_names(config)
+    checks.check_names(config)
     trackers(config)
     group.join()
-    running.check_halving(config)
+    checks.check_halving(config)
+    config.micro_batch_on(group.size())  # raises where the batch cannot be divided
     iterations = group.of_main(iterations_of(config, prompts) if group.is_main() else 0)
     live = _OfMain(sampler, scorer)
     precision = running.resolve(config.precision)
@@ -186,7 +188,7 @@ def _plan(config: PpoConfig, precision: str, prompts: Sequence[Prompt], live: _O
 def _restore(learner: Learner, output: Output) -> int:
     """Takes the state of the newest whole checkpoint. Returns how many iterations it has behind it."""
     checkpoint, step = output.resume()
-    running.check_stored(checkpoint, "FSDP" if learner.accelerator.is_fsdp2 else "")
+    checks.check_stored(checkpoint, "FSDP" if learner.accelerator.is_fsdp2 else "")
     if checkpoint:
         learner.restore(checkpoint)
         say(f"resuming after iteration {step}")
@@ -200,7 +202,7 @@ def _save(config: PpoConfig, learner: Learner, tokenizer: HfTokenizer, precision
         return
     if config.lora_r:
         policy.save_pretrained(folder / "adapter", state_dict=state)
-    whole = models.merged(policy, state)
+    whole = adapter.merged(policy, state)
     models.save_state(learner.models.policy, whole, running.saved_dtype(precision), folder)
     models.save_companions(config.model, tokenizer.hf, folder)
 
@@ -211,6 +213,6 @@ def _save_critic(
     """The critic as a reward model, with LoRA merged."""
     state, critic = learner.state_of("critic"), learner.models.module.critic
     if group.is_main():
-        whole = models.merged(critic, state)
+        whole = adapter.merged(critic, state)
         models.save_state(learner.models.critic, whole, running.saved_dtype(precision), folder)
         models.save_companions(config.critic or config.model, tokenizer.hf, folder)

@@ -12,29 +12,24 @@ import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
-import transformers
-from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-from accelerate.utils import fsdp2_prepare_model
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from gavel.command import say
-from gavel.errors import InputError
 from gavel.records import seed_for
 from train import group
 from train import ppo_terms as terms
 from train.actor_critic import ActorCritic, Models
-from train.config import SCHEDULES, PpoConfig
+from train.config_ppo import PpoConfig
 from train.exact import NotANumber
 from train.experience import Evaluated, Experience
+from train.memory import free_memory, less_memory, out_of_memory
+from train.ppo_accelerate import accelerator_of, optimiser_of, prepared, scheduler_of
 from train.rollout import OutOfMemory, Rollout
-from train.running import free_memory, less_memory, out_of_memory
 from train.tokens import Tokens, by_kin
 from train.unique import TOLERANCE
 
@@ -54,33 +49,16 @@ class Learner:
     """
 
     def __init__(self, config: PpoConfig, models: Models, precision: str, steps: int, folder: Path) -> None:
-        self._config = config
-        optimiser = _optimiser(config, models)  # first: TrainingArguments sets accelerate's state anew
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if precision == "bf16" else "no", cpu=not torch.cuda.is_available(),
-            log_with=trackers(config) or None, project_dir=str(folder),
-        )  # fmt: skip
-        if self.accelerator.is_fsdp2:
-            _keep_float32_outputs(self.accelerator)
-        self.accelerator.init_trackers("gavel", config.shaping())
-        self.models = models
-        self.micro_batch = min(config.micro_batch_size, config.batch_size // group.size())
+        self._config, self.models = config, models
+        optimiser = optimiser_of(config, models)
+        self.accelerator = accelerator_of(config, precision, folder)
+        self.micro_batch = config.micro_batch_on(group.size())
         self.stepped = 0
         self.shared: bool | None = None
         self._agree_within = TOLERANCE[precision]
-        share = config.batch_size // config.mini_batches
-        if share % group.size():
-            raise InputError(f"the {share} completions of an optimiser step cannot be divided among "
-                             f"{group.size()} processes", where="--batch-size")  # fmt: skip
         self.kl = terms.AdaptiveKl(config.kl_coef, config.kl_target, config.kl_horizon)
-        if models.reference is not None and not self.accelerator.is_fsdp2:
-            models.reference.to(self.accelerator.device)
-        self.scheduler = transformers.get_scheduler(
-            SCHEDULES[config.scheduler], optimiser, _warmup(config, steps), steps
-        )
-        self._module, self._optimiser = self.accelerator.prepare(models.module, optimiser)
-        if models.reference is not None and self.accelerator.is_fsdp2:
-            fsdp2_prepare_model(self.accelerator, models.reference)
+        self.scheduler = scheduler_of(config, optimiser, steps)
+        self._module, self._optimiser = prepared(self.accelerator, models, optimiser)
         self._module.train()
         self.accelerator.register_for_checkpointing(self.kl, self.scheduler)
 
@@ -264,50 +242,11 @@ class Learner:
         self.accelerator.load_state(str(folder))
 
 
-def trackers(config: PpoConfig) -> list[str]:
-    """Raises InputError for one that accelerate does not know."""
-    unknown = [name for name in config.report_to if name not in LOGGER_TYPE_TO_CLASS]
-    if unknown:
-        raise InputError(f"PPO cannot report to {unknown[0]}", where="--report-to",
-                         hint=f"It can to {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}.")  # fmt: skip
-    return list(config.report_to)
-
-
-def _optimiser(config: PpoConfig, models: Models) -> torch.optim.Optimizer:
-    """The optimiser of that name, ε = 1e-5 (Huang et al. 2022, detail 3); biases and norms do not decay."""
-    named = transformers.TrainingArguments(
-        output_dir="unused", optim=config.optim, learning_rate=config.learning_rate, adam_epsilon=1e-5,
-        use_cpu=not torch.cuda.is_available(), report_to="none",
-    )  # fmt: skip
-    kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(named)
-    rates = (config.learning_rate, config.critic_learning_rate or config.learning_rate)
-    groups = []
-    for part, rate in zip((models.module.policy, models.module.critic), rates, strict=True):
-        trained = [p for p in part.parameters() if p.requires_grad]
-        for parameters, decay in (([p for p in trained if p.ndim > 1], config.weight_decay),
-                                  ([p for p in trained if p.ndim <= 1], 0.0)):  # fmt: skip
-            if parameters:
-                groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
-    made: torch.optim.Optimizer = kind(groups, **settings)
-    return made
-
-
-def _keep_float32_outputs(accelerator: Accelerator) -> None:
-    """FSDP would round what the module says to bfloat16, log-probabilities and values here."""
-    plugin = accelerator.state.fsdp_plugin
-    if plugin.mixed_precision_policy is not None:
-        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
-
-
 def shuffled(count: int, seed: int, of: str, number: int) -> list[int]:
     """A random order of `count` places, the same for the same arguments."""
     generator = torch.Generator().manual_seed(seed_for(seed, of, number))
     order: list[int] = torch.randperm(count, generator=generator).tolist()
     return order
-
-
-def _warmup(config: PpoConfig, steps: int) -> int:
-    return math.ceil(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
 
 
 def _marked(parts: Iterator[tuple[list[int], Tokens]]) -> Iterator[tuple[list[int], Tokens, bool]]:

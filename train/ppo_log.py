@@ -17,7 +17,7 @@ from gavel.rundir import JsonlWriter
 from train import group
 from train import ppo_terms as terms
 from train.callbacks import SAY_S, checkpoint_due
-from train.config import PpoConfig
+from train.config_ppo import PpoConfig
 from train.exact import NotANumber
 from train.experience import Experience
 from train.output import Output

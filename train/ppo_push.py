@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gavel.command import say
 from gavel.errors import CheckFailed
-from train import group, models, running
+from train import adapter, group, models, running
 from train.experience import Experience
 from train.ppo_learner import Learner
 from train.rollout import Rollout
@@ -116,7 +116,7 @@ class LivePolicy:
             state = self._learner.state_of("policy")
         if group.is_main():
             shutil.rmtree(folder, ignore_errors=True)
-            whole = models.merged(self._learner.models.module.policy, state)
+            whole = adapter.merged(self._learner.models.module.policy, state)
             models.save_state(self._learner.models.policy, whole, self._dtype, folder)
             self._live.load_weights(folder)
             for old in self.folder.iterdir():

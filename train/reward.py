@@ -28,7 +28,7 @@ from trl import RewardTrainer
 
 from gavel.errors import InputError
 from gavel.records import digest
-from train import draw, exact, group, models, running, soft
+from train import adapter, checks, draw, exact, group, models, running, soft
 from train.config import RewardConfig
 from train.data import PairRow, data_version
 from train.draw import SharedPairs
@@ -114,11 +114,11 @@ def train_reward(config: RewardConfig, rows: Sequence[PairRow], out: str | Path)
     started = time.monotonic()
     running.quiet()
     group.check_shards("a reward model", "FSDP2", "DeepSpeed")
-    running.check_names(config)
-    running.check_rows(config, rows)
+    checks.check_names(config)
+    checks.check_rows(config, rows)
     _check_margins(config, rows)
     kept, held_out = split(rows, config.held_out, config.seed)
-    running.check_batch(config, kept)
+    checks.check_batch(config, kept)
     targets = soft.targets(config, kept)
     data = data_version(rows, config.soft_labels, config.reads_margins)
 
@@ -132,11 +132,11 @@ def train_reward(config: RewardConfig, rows: Sequence[PairRow], out: str | Path)
             loaded = models.load_reward(
                 config.model, tokenizer, begun.dtype, config.trust_remote_code, config.seed
             )
-            models.check_targets(loaded.model, config.lora_targets, "which is trained whole")
+            adapter.check_targets(loaded.model, config.lora_targets, "which is trained whole")
             return ExactRewardTrainer(
                 config, kept, loaded, targets.p if targets else None,
                 args=_arguments(config, precision, output), processing_class=tokenizer.hf,
-                callbacks=callbacks, peft_config=models.lora(config, "SEQ_CLS"),
+                callbacks=callbacks, peft_config=adapter.lora(config, "SEQ_CLS"),
             )  # fmt: skip
 
         # 2. train

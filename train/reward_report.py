@@ -35,8 +35,9 @@ def report(rows: Sequence[PairRow], chosen: Array, rejected: Array) -> dict[str,
         chosen, rejected: rewards, each of shape (rows,).
 
     Returns:
-        n; accuracy, equal rewards half right, and its standard error; log_loss, the mean of
-        −log σ(r_chosen − r_rejected); calibration_error (expected, over ten bins of confidence) and the bins;
+        n; accuracy, equal rewards half right, and its standard error, for which the pairs of a prompt are one
+        draw and not many (None with a single prompt); log_loss, the mean of −log σ(r_chosen − r_rejected);
+        calibration_error (expected, over ten bins of confidence) and the bins;
         margin, the mean difference; length_correlation, Spearman's ρ of the differences in reward and in
         tokens; longer_wins, the share of pairs whose chosen is longer, equal lengths half: what the labels
         themselves say of length.
@@ -48,7 +49,7 @@ def report(rows: Sequence[PairRow], chosen: Array, rejected: Array) -> dict[str,
     return {
         "n": len(rows),
         "accuracy": float(right.mean()),
-        "accuracy_standard_error": float(right.std(ddof=1) / len(rows) ** 0.5) if len(rows) > 1 else None,
+        "accuracy_standard_error": _standard_error(right, rows),
         "log_loss": float(np.logaddexp(0, -difference).mean()),
         "calibration_error": sum(b.n * abs(b.confidence - b.accuracy) for b in bins) / len(rows),
         "calibration": [asdict(b) for b in bins],
@@ -56,6 +57,20 @@ def report(rows: Sequence[PairRow], chosen: Array, rejected: Array) -> dict[str,
         "length_correlation": rank_correlation(difference, lengths),
         "longer_wins": float(np.heaviside(lengths, 0.5).mean()),
     }
+
+
+def _standard_error(values: Array, rows: Sequence[PairRow]) -> float | None:
+    """Of their mean, clustered by prompt (Liang and Zeger 1986), with G / (G - 1) for G prompts:
+    with one pair a prompt that of independent values."""
+    prompts: dict[tuple[int, ...], float] = {}
+    mean = values.mean()
+    for row, value in zip(rows, values, strict=True):
+        prompt = tuple(row.prompt_ids)
+        prompts[prompt] = prompts.get(prompt, 0.0) + float(value - mean)
+    count = len(prompts)
+    if count < 2:
+        return None
+    return float((count / (count - 1) * sum(total**2 for total in prompts.values())) ** 0.5 / len(rows))
 
 
 def calibration(difference: Array) -> list[Bin]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import sys
 import time
@@ -17,16 +16,13 @@ from typing import Any, TypeVar
 import datasets
 import torch
 import transformers
-from accelerate.utils.constants import FSDP_MODEL_NAME
-from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
-from transformers.training_args import OptimizerNames
 
 from gavel.command import say
 from gavel.errors import InputError
 from gavel.tokenizer import HfTokenizer
 from gavel.weights import weights_version
-from train import group, models
+from train import adapter, checks, group, memory, models
 from train.callbacks import Bar, Checkpoints, Metrics, stopping
 from train.config import SCHEDULES, TrainConfig
 from train.exact import NotANumber
@@ -96,7 +92,7 @@ class Begun:
         model = trainer.accelerator.unwrap_model(trainer.model)
         if self.config.lora_r:
             model.save_pretrained(folder / "adapter" if merge else folder, state_dict=state)
-            state = models.merged(model, state)
+            state = adapter.merged(model, state)
         if merge or not self.config.lora_r:
             models.save_state(trainer.loaded, state, dtype, folder)
         models.save_companions(self.config.model, self.tokenizer.hf, folder)
@@ -115,7 +111,7 @@ def begin(
     several processes.
     """
     group.join()
-    check_halving(config)
+    checks.check_halving(config)
     precision = resolve(config.precision)
     shaping = config.shaping() | {"precision": precision}
     if config.within_micro_batch:
@@ -152,7 +148,7 @@ def run(config: C, output: Output, make: Callable[[C, list[Any]], Any]) -> Done:
         trainer: Any = None
         try:
             trainer = make(config, [Metrics(output), checkpoints, *bar()])
-            check_stored(checkpoint, trainer.divided_by)
+            checks.check_stored(checkpoint, trainer.divided_by)
             trainer.remove_callback(PrinterCallback)
             began = time.monotonic()
             with stopping(checkpoints):
@@ -164,60 +160,20 @@ def run(config: C, output: Output, make: Callable[[C, list[Any]], Any]) -> Done:
             error.hint = " ".join(filter(None, (error.hint, listed, kept)))
             raise
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not memory.out_of_memory(error):
                 raise
             micro, smaller = (f(group.size()) for f in (config.micro_batch_on, config.halved_micro_batch_on))
             alone = group.size() == 1  # else the others know nothing of it, and cannot save with this one
             kept = _kept(trainer, output) if alone else ""
             if smaller is None or not config.halve_micro_batch:
-                raise InputError("out of memory while training", where=f"--micro-batch {micro}",
-                                 hint=f"{less_memory(config, smaller)} {kept}".strip()) from None  # fmt: skip
+                hint = f"{memory.less_memory(config, smaller)} {kept}".strip()
+                raise InputError(
+                    "out of memory while training", where=f"--micro-batch {micro}", hint=hint
+                ) from None
         say(f"out of memory with a micro-batch of {micro}: going on with {smaller}")
         config = replace(config, micro_batch=smaller)
         del trainer
-        free_memory()
-
-
-def check_stored(checkpoint: Path | None, by: str) -> None:
-    """Refuses a checkpoint of whole models for shards, and the other way round.
-
-    Args:
-        by: what divides the model now: FSDP, DeepSpeed or nothing.
-    """
-    if checkpoint is None:
-        return
-    for name, files in (("FSDP", f"{FSDP_MODEL_NAME}*"), ("DeepSpeed", "global_step*")):
-        stored = any(checkpoint.glob(files))
-        if stored != (name == by):
-            raise InputError(f"{checkpoint} was saved {'with' if stored else 'without'} {name}",
-                             hint="Go on as it was begun, or choose another --out.")  # fmt: skip
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out, on a GPU or a CPU."""
-    said = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        words in said for words in ("out of memory", "can't allocate memory", "not enough memory")
-    )
-
-
-def free_memory() -> None:
-    """Gives back what nothing refers to any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def less_memory(config: TrainConfig, smaller: int | None) -> str:
-    """What a person can do about it that was not done. smaller: a micro-batch that can be tried."""
-    ways = []
-    if smaller is not None:
-        by_itself = "" if config.halve_micro_batch or group.size() > 1 else "; --halve-micro-batch does it"
-        ways.append(f"--micro-batch {smaller} (the batch stays {config.batch_size}{by_itself})")
-    if not config.gradient_checkpointing:
-        ways.append("--gradient-checkpointing")
-    ways += [config.shorter, *([] if config.lora_r else ["--lora-r 16"])]
-    return f"Try {', or '.join(ways)}."
+        memory.free_memory()
 
 
 def _kept(trainer: Any, output: Output) -> str:
@@ -230,51 +186,6 @@ def _kept(trainer: Any, output: Output) -> str:
         output.mark_whole(step)
 
     return output.keep(step, save, "step")
-
-
-def check_names(config: TrainConfig) -> None:
-    """Refuses what transformers would only find out late."""
-    optimisers = [o.value for o in OptimizerNames]
-    if config.optim not in optimisers:
-        raise InputError(f"unknown optimiser {config.optim}", where="--optim",
-                         hint=f"Known: {', '.join(optimisers)}")  # fmt: skip
-    trackers = get_available_reporting_integrations()
-    for name in config.report_to:
-        if name not in trackers:
-            raise InputError(f"unknown tracker {name}, or not installed", where="--report-to",
-                             hint=f"Installed here: {', '.join(trackers) or 'none'}")  # fmt: skip
-
-
-class TooFewRows(InputError):
-    """Fewer rows to train on than one batch."""
-
-
-def check_halving(config: TrainConfig) -> None:
-    """Refuses --halve-micro-batch on several processes."""
-    if config.halve_micro_batch and group.size() > 1:
-        raise InputError("works with one process: several cannot agree on it once one has no memory",
-                         where="--halve-micro-batch", hint="Lower --micro-batch instead.")  # fmt: skip
-
-
-def check_batch(config: TrainConfig, rows: Sequence[Row]) -> None:
-    """Raises TooFewRows."""
-    if len(rows) < config.batch_size:
-        noun = rows[0].noun
-        few = f"{len(rows):,} {noun} to train on are fewer than one batch of {config.batch_size:,}"
-        raise TooFewRows(few, where="--batch-size", hint=f"Lower it, or make more {noun}.")
-
-
-def check_rows(config: TrainConfig, rows: Sequence[Row]) -> None:
-    """Refuses what would be truncated or divide by zero."""
-    if not rows:
-        raise InputError("there is nothing to train on", where="--data")
-    context = models.context_of(config.model, config.trust_remote_code)
-    for row in rows:
-        if context is not None and row.length > context:
-            raise InputError(f"{row.length} tokens, the model's context is {context}",
-                             where=row.place)  # fmt: skip
-        if row.fault is not None:
-            raise InputError(row.fault, where=row.place)
 
 
 def arguments(config: TrainConfig, precision: str, output: Output) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from trl import SFTTrainer
 from gavel.command import say
 from gavel.errors import InputError
 from gavel.records import digest
-from train import exact, group, models, running
+from train import adapter, checks, exact, group, models, running
 from train.chat_template import Prepared, prepare
 from train.config import SftConfig
 from train.output import Output
@@ -122,9 +122,9 @@ def train_sft(
     started = time.monotonic()
     running.quiet()
     group.check_shards("SFT", "FSDP2", "DeepSpeed")
-    running.check_names(config)
-    running.check_rows(config, rows)
-    running.check_batch(config, rows)
+    checks.check_names(config)
+    checks.check_rows(config, rows)
+    checks.check_batch(config, rows)
     prepared = prepared or prepare(config)
     data = digest(rows_version(rows), prepared.tokenizer.version)
     tokens, trained_tokens = sum(row.length for row in rows), sum(row.trained for row in rows)
@@ -138,13 +138,13 @@ def train_sft(
         # 1. the model that training starts from, with a place for new tokens
         def make(config: SftConfig, callbacks: list[Any]) -> ExactSFTTrainer:
             loaded = models.load(config.model, begun.dtype, config.trust_remote_code)
-            models.check_targets(loaded.model, config.lora_targets)
+            adapter.check_targets(loaded.model, config.lora_targets)
             if prepared.added:
                 models.grow(loaded, prepared.added)
             return ExactSFTTrainer(
                 rows, precision, loaded, args=_arguments(config, precision, output),
                 processing_class=copy.deepcopy(prepared.tokenizer.hf),  # TRL gives it a pad token
-                callbacks=callbacks, peft_config=models.lora(config),
+                callbacks=callbacks, peft_config=adapter.lora(config),
             )  # fmt: skip
 
         # 2. train

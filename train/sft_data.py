@@ -23,7 +23,7 @@ from gavel.rows import BadRows
 from gavel.rundir import RunDir
 from gavel.tokenizer import HfTokenizer
 from gavel.turns import asked, turn_ids
-from train.data import check_rendering, recorded
+from train.answers import check_rendering, recorded
 from train.rows import Encoder
 
 Span = tuple[int, int]

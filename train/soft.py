@@ -83,7 +83,7 @@ def flip_term(logits: torch.Tensor, p_chosen: torch.Tensor) -> torch.Tensor:
 def logits_of(
     loss: str, log_probs: torch.Tensor, batch: Mapping[str, torch.Tensor], beta: float
 ) -> torch.Tensor:
-    """z of each pair, the argument of the sigmoid in the losses of `train.config.CONSERVATIVE`.
+    """z of each pair, the argument of the sigmoid in the losses of `train.config_dpo.CONSERVATIVE`.
 
     Args:
         loss: "sigmoid", or "sigmoid_norm", whose log-ratios are means over the completion's tokens.

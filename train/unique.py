@@ -1,6 +1,6 @@
 """Each completion through the model once, however many pairs name it, and each prompt once where that can be.
 
-How far it goes is one of `train.config.SHARING`:
+How far it goes is one of `train.config_dpo.SHARING`:
 
     prompts       one row without padding, every prompt once (`train.forest`)
     completions   a padded batch of unique sequences
@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from train import forest
 from train.apart import base_of, moved_in_forest, moved_in_packed_row
 from train.data import PairRow
-from train.running import out_of_memory
+from train.memory import out_of_memory
 
 _FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")  # of TRL's fused head
 
