@@ -87,7 +87,7 @@ def status(run: str, as_json: bool) -> None:
     if as_json:
         emit(found, True)
     else:
-        show_status(found)
+        show_status(found, Path(run))
 
 
 def _refuse_run(root: Path) -> None:

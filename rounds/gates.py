@@ -161,7 +161,7 @@ def check(gates: Sequence[Gate], figures: Mapping[str, Figure]) -> list[Outcome]
 def _outcome(gate: Gate, figure: Figure) -> Outcome:
     name = gate.figure.replace("_", " ")
     value, low_high = figure.value, figure.interval
-    if value is None or not math.isfinite(value):
+    if value is None or math.isnan(value):
         what = f"{name} was not measured" + (f": {figure.why}" if figure.why else "")
         return Outcome(gate.figure, None, gate.least, gate.most, gate.action, False, what)
     low, high = low_high if low_high and all(map(math.isfinite, low_high)) else (value, value)

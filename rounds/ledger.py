@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -78,8 +78,10 @@ class Ledger:
         return entry
 
     def spent(self, stage: str) -> float:
-        """Seconds that earlier, interrupted attempts at a stage took."""
-        return sum(seconds for name, seconds in self.events.interrupted() if name == stage)
+        """Seconds that interrupted attempts at a stage took, those before a redo aside."""
+        events = self.events.read()
+        redone = max((place for place, event in enumerate(events) if event["what"] == "redo"), default=-1)
+        return sum(seconds for name, seconds in interrupted(events[redone + 1 :]) if name == stage)
 
     def entries(self) -> dict[str, dict[str, Any]]:
         """The finished stages, in the order in which they were finished."""
@@ -179,24 +181,26 @@ class Events:
 
     def seconds(self) -> float:
         """Of all attempts at stages, those that did not end and those of stages that were redone too."""
-        ended = sum(event["seconds"] for event in self.read() if event["what"] == "end")
-        return float(ended + sum(seconds for _, seconds in self.interrupted()))
+        events = self.read()
+        ended = sum(event["seconds"] for event in events if event["what"] == "end")
+        return float(ended + sum(seconds for _, seconds in interrupted(events)))
 
-    def interrupted(self) -> Iterator[tuple[str, float]]:
-        """(stage, seconds) of attempts that did not end; those of a killed one last to its last event."""
-        begun: tuple[str, datetime] | None = None
-        last: datetime | None = None
-        for event in self.read():
-            at = datetime.fromisoformat(event["at"])
-            if event["what"] == "begin":
-                if begun and last:
-                    yield begun[0], (last - begun[1]).total_seconds()
-                begun = (event["stage"], at)
-            elif event["what"] in ("end", "failed", "stopped"):
-                if event["what"] != "end":
-                    yield event["stage"], event["seconds"]
-                begun = None
-            last = at
+
+def interrupted(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
+    """(stage, seconds) of attempts that did not end; those of a killed one last to its last event."""
+    begun: tuple[str, datetime] | None = None
+    last: datetime | None = None
+    for event in events:
+        at = datetime.fromisoformat(event["at"])
+        if event["what"] in ("begin", "redo"):
+            if begun and last:
+                yield begun[0], (last - begun[1]).total_seconds()
+            begun = (event["stage"], at) if event["what"] == "begin" else None
+        elif event["what"] in ("end", "failed", "stopped"):
+            if event["what"] != "end":
+                yield event["stage"], event["seconds"]
+            begun = None
+        last = at
 
 
 def content_of(*paths: Path) -> str:

@@ -106,7 +106,7 @@ class Rounds:
         self.root, self.config, self.ledger, self.engines = root, config, ledger, engines
         pool = ledger.do("prompts", Pool.settings(config.prompts, config.seed), {},
                          lambda: self._draw(drawn).take_in(root))  # fmt: skip
-        self.pool = Pool.read(root)
+        self.pool = Pool.read(root, pool.output)
         self._shared = {"prompts": pool.output, "tokenizer": tokenizer_hash(config.policy)}
         self.pool.check(config.prompts, config.rounds)
 

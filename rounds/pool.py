@@ -76,8 +76,15 @@ class Pool:
         return Made(output, {"prompts": len(self.rounds), "held_out": len(self.held_out)})
 
     @classmethod
-    def read(cls, root: Path) -> Pool:
-        return cls(*(list(read_records(root / name, Prompt)) for name in (_POOL, _HELD_OUT)))
+    def read(cls, root: Path, content: str) -> Pool:
+        """Those of a run. content: what `take_in` came to. Raises InputError where they are others by now."""
+        paths = [root / name for name in (_POOL, _HELD_OUT)]
+        if ledger.content_of(*paths) != content:
+            raise InputError(
+                f"{_POOL} or {_HELD_OUT} is no longer what the run took in", where=str(root),
+                hint="Put it back, or begin another run with a new --out: all rounds share the prompts.",
+            )  # fmt: skip
+        return cls(*(list(read_records(path, Prompt)) for path in paths))
 
     def check(self, config: PromptsConfig, rounds: int) -> None:
         """Raises InputError where they do not suffice for all rounds."""
@@ -119,13 +126,18 @@ def _first_unlike(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
 
 def _read(source: str, config: PromptsConfig, check: Callable[[Prompt], None]) -> list[Prompt]:
     bad, found = config.bad_rows(), []
-    for prompt in read_prompts(source, config.mapping, bad):
-        try:
-            check(prompt)
-        except RowError as error:
-            bad.add(RowError(error.what, where=f"prompt {prompt.id}"))
-        else:
-            found.append(prompt)
+    try:
+        for prompt in read_prompts(source, config.mapping, bad):
+            try:
+                check(prompt)
+            except RowError as error:
+                bad.add(RowError(error.what, where=f"prompt {prompt.id}"))
+            else:
+                found.append(prompt)
+    except InputError as error:
+        if error.hint and "--map" in str(error):
+            error.hint += ' Here it is a key of [prompts]: map = {prompt = "COLUMN"}.'
+        raise
     bad.check()
     return found
 

@@ -117,7 +117,9 @@ def finish(run: RunDir) -> None:
         kept = b"".join(line.to_json() for line in read_figures(root) if line.round < number)
         write_atomic(root / "figures.jsonl", kept)
         write_atomic(root / "config.toml", decided["config"].encode())
-        Ledger(run).forget(from_on(number, name), redo=None)
+        ledger = Ledger(run)
+        ledger.events.add("redo", stage=decided["from"])
+        ledger.forget(from_on(number, name), redo=None)
 
 
 def _check_weights(run: RunDir, number: int, name: str, config: RoundsConfig, lines: Sequence[Line]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rounds.gates import tripped, unmeasured
@@ -56,11 +57,11 @@ def _gates(line: Line) -> str:
     return "; ".join(filter(None, (said, not_measured))) or "-"
 
 
-def show_status(found: dict[str, Any]) -> None:
-    """Prints what `rounds.status.status` found."""
+def show_status(found: dict[str, Any], root: Path) -> None:
+    """Prints what `rounds.status.status` found. root: of the run."""
     import click
 
-    head = {"running": f"running ({found['by']})", "stopped": "stopped; gavel rounds resume goes on",
+    head = {"running": f"running ({found['by']})", "stopped": f"stopped; gavel rounds resume {root} goes on",
             "over": "over"}[found["state"]]  # fmt: skip
     click.echo(head)
     if found["stage"]:

@@ -74,7 +74,7 @@ def _attempt(events: list[dict[str, Any]], *, running: bool) -> _Attempt | None:
     runs = False
     for event in events:
         what, at = event["what"], _time(event)
-        if what == "end" or (what == "begin" and begun and begun[-1]["stage"] != event["stage"]):
+        if what in ("end", "redo") or (what == "begin" and begun and begun[-1]["stage"] != event["stage"]):
             begun, until = [], []
         if what == "begin":
             begun.append(event)
@@ -147,5 +147,4 @@ def _failures(entries: dict[str, Any], events: list[dict[str, Any]]) -> dict[str
         found["requests refused"] += summary.get("failed") or 0
         found["judgments unusable"] += summary.get("unusable") or 0
     found["stages failed"] = sum(event["what"] == "failed" for event in events)
-    found["stages stopped"] = sum(event["what"] == "stopped" for event in events)
     return found

@@ -189,6 +189,15 @@ def test_what_was_not_measured_does_not_trip_and_says_so() -> None:
     assert not check([Gate(figure="kl_first", most=1)], {})[0].tripped
 
 
+def test_a_figure_without_end_is_beyond_every_threshold() -> None:
+    """Where the first policy cannot say at all what this one says."""
+    gates = [Gate(figure="kl_first", most=5, action="stop"), Gate(figure="kl_first", least=0)]
+    over, under = check(gates, {"kl_first": Figure(math.inf, (math.nan, math.nan))})
+    assert over.tripped and not under.tripped
+    (unknown,) = check(gates[:1], {"kl_first": Figure(math.nan)})
+    assert not unknown.tripped and unknown.value is None
+
+
 def test_the_strongest_action_decides() -> None:
     figures = {"cut_off": Figure(0.9), "top_answer": Figure(0.9)}
     gates = [Gate(figure="cut_off", most=0.1, action=a) for a in ("warn", "roll_back", "stop")]

@@ -290,7 +290,8 @@ def test_status_says_where_a_run_is(copied: Path, gavel: Gavel) -> None:
     assert (stopped["state"], stopped["round"], stopped["stage"]) == ("stopped", 2, "02/judge")
     assert stopped["progress"]["of"] == "judgments" and stopped["progress"]["done"] == 32
     shown = gavel("rounds", "status", copied)
-    assert "02/judge, round 2 of 2" in shown.out and "failures" in shown.out
+    assert "02/judge, round 2 of 2" in shown.out and "failures  none" in shown.out
+    assert f"gavel rounds resume {copied} goes on" in shown.out
     nothing = gavel("rounds", "status", copied / "rounds")
     assert nothing.code == 2 and "holds no rounds" in nothing.err
 

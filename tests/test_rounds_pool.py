@@ -95,3 +95,22 @@ def test_prompts_longer_than_the_context_are_told_at_the_start(
         pool = Pool.draw(config, 0, policy)
         assert len(pool.rounds) + len(pool.held_out) == 20
         assert all(len(text) < 20 for text in [*asked(pool.rounds), *asked(pool.held_out)])
+
+
+def test_prompts_that_were_changed_in_the_run_are_refused(tmp_path: Path) -> None:
+    rows = [{"prompt": f"question {i}"} for i in range(9)]
+    made = Pool.draw(PromptsConfig(source=source(tmp_path, rows), per_round=1, held_out=3), 0, FAKE)
+    root = tmp_path / "run"
+    root.mkdir()
+    content = made.take_in(root).output
+    assert asked(Pool.read(root, content).held_out) == asked(made.held_out)
+    text = (root / "held_out.jsonl").read_text()
+    (root / "held_out.jsonl").write_text(text.replace("question", "answer", 1))
+    with pytest.raises(InputError, match="no longer what the run took in"):
+        Pool.read(root, content)
+
+
+def test_a_column_that_nothing_tells_is_asked_for_in_the_files_own_words(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        Pool.draw(PromptsConfig(source=source(tmp_path, [{"asked": "what?"}]), held_out=1), 0, FAKE)
+    assert '[prompts]: map = {prompt = "COLUMN"}' in str(caught.value)

@@ -75,8 +75,9 @@ def run(tmp_path: Path) -> Path:
 
 
 def state(root: Path) -> dict[str, bytes]:
+    """All that a run holds, but for when things happened."""
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*"))
-            if p.is_file() and p.name != ".lock"}  # fmt: skip
+            if p.is_file() and p.name not in (".lock", "events.jsonl")}  # fmt: skip
 
 
 def set_aside(root: Path, stage: str, config: RoundsConfig) -> Path:
@@ -134,6 +135,8 @@ def test_a_redo_that_fails_at_any_step_loses_nothing(run: Path, tmp_path: Path, 
         found = state(root)
         assert found in (before, expected), f"step {step}"
         ended["before" if found == before else "after"] += 1
+        said = {event["what"] for event in Events(root / "events.jsonl").read()}
+        assert said == (set() if found == before else {"redo"}), f"step {step}"
         assert (root / "config.toml").read_bytes() == config_text
         if found == before:
             set_aside(root, "01/pair", config)
@@ -264,6 +267,20 @@ def test_hours_of_attempts_that_did_not_end_count(tmp_path: Path) -> None:
     check_budget(tmp_path, Budget(hours=4.1), events)
     with pytest.raises(CheckFailed, match="4 hours is spent"):
         check_budget(tmp_path, Budget(hours=4), events)
+
+
+def test_the_time_of_what_was_set_aside_is_not_a_stages_own(tmp_path: Path) -> None:
+    start = datetime.now(UTC) - timedelta(hours=2)
+    events = [(0, "begin", {"stage": "01/judge"}), (60, "failed", {"stage": "01/judge", "seconds": 60.0}),
+              (70, "begin", {"stage": "01/judge"}), (100, "start engine", {"name": "judge"}),  # and killed
+              (4000, "redo", {"stage": "01/judge"})]  # fmt: skip
+    lines = [{"at": (start + timedelta(seconds=s)).isoformat(), "what": w, **about} for s, w, about in events]
+    with RunDir.open(tmp_path / "run") as run:
+        written(run.path / "events.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+        ledger = Ledger(run)
+        assert ledger.events.seconds() == 90, "but it was spent"
+        ledger.do("01/judge", {}, {}, lambda: Made("x", {}))
+        assert ledger.entries()["01/judge"]["seconds"] < 10
 
 
 # what a judge was made of
