@@ -576,6 +576,12 @@ def test_a_critic_that_reads_other_tokens_is_refused(tiny: Tiny, tmp_path: Path)
         learner_of(tiny, tmp_path, critic=tiny_model(tmp_path / "other"))
 
 
+def test_a_critic_without_scores_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    """A head that is drawn at random is no beginning."""
+    with pytest.raises(InputError, match=r"--critic .*no reward model"):
+        learner_of(tiny, tmp_path, critic=tiny.lm)
+
+
 def test_a_critic_that_an_adapter_does_not_fit_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     """Its layers may be named otherwise than the policy's."""
     from tiny_models import save_gpt2_reward_model

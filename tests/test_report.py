@@ -28,7 +28,7 @@ from rounds.report.collect import collect, collect_run
 from rounds.report.details import of_run
 from rounds.report.embed import embed
 from rounds.report.overview import overall
-from rounds.report.page import LIMIT_BYTES
+from rounds.report.page import LIMIT_BYTES, headline
 from rounds.report.page import build as build_page
 from rounds.report.sample import JUDGES, ORDERS, SHARES, SMALL, PairTally, allot
 from rounds.report.shapes import Curve, PassReport, Report, RoundFigures, RunReport, Texts
@@ -175,6 +175,12 @@ def test_a_models_directory_has_its_curves(tmp_path: Path) -> None:
     assert [curve.name for curve in report.runs[0].curves] == ["loss", "rewards/chosen", "rewards/rejected"]
     (training,) = of_run(report.runs[0])
     assert [chart.title for chart in training.charts] == ["Loss", "Rewards"]
+    assert [(card.label, card.value) for card in headline(report)] == [("steps", "29"), ("loss", "0.03333")]
+    held_out = {"n": 40, "accuracy": 0.75, "calibration_error": None, "length_correlation": -0.25}
+    (tmp_path / "gavel.json").write_text(json.dumps({"summary": {"steps": 30, "held_out": held_out}}))
+    shown = {card.label: (card.value, card.note) for card in headline(collect(tmp_path))}
+    assert shown["steps"] == ("30", "") and shown["accuracy"] == ("0.75", "40 held-out pairs")
+    assert shown["correlation with length"][0] == "-0.25" and "calibration error" not in shown
 
 
 def test_nothing_to_report_says_what_to_run(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def load(config: PpoConfig, tokenizer: HfTokenizer, dtype: torch.dtype) -> Model
     policy = models.load(config.model, dtype, trust)
     adapter.check_targets(policy.model, config.lora_targets, "which the critic does not have")
     critic = models.load_reward(config.critic or config.model, copy.deepcopy(tokenizer), dtype, trust,
-                                config.seed)  # fmt: skip
+                                ready=config.critic is not None)  # fmt: skip
     adapter.check_targets(critic.model, config.lora_targets, "which is trained whole", "critic")
     if config.critic is None:
         with torch.no_grad():

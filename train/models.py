@@ -108,13 +108,17 @@ def load(path: str, dtype: torch.dtype, trust_remote_code: bool = False, four_bi
 
 
 def load_reward(
-    path: str, tokenizer: HfTokenizer, dtype: torch.dtype, trust_remote_code: bool = False, seed: int = 0
-) -> Loaded:
+    path: str, tokenizer: HfTokenizer, dtype: torch.dtype, trust_remote_code: bool = False, seed: int = 0,
+    *, ready: bool = False,
+) -> Loaded:  # fmt: skip
     """Loads a model with one score per sequence, all dropout off: a reward model, or a causal language
     model that gets a head, its weights drawn with standard deviation 1/√(d + 1) (Stiennon et al. 2020,
     arXiv 2009.01325). It gets a pad token of its own, see `own_pad`; `tokenizer` has it afterwards.
 
-    Raises InputError when it cannot be loaded, or scores several labels.
+    Args:
+        ready: only a reward model will do, since it is a critic's beginning.
+
+    Raises InputError when it cannot be loaded, scores several labels, or is not `ready`.
     """
     try:
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -133,6 +137,10 @@ def load_reward(
     missing = set(info["missing_keys"])
     head = {name for name in missing if "score" in name}
     _check_whole(path, missing - head)
+    if head and ready:
+        raise InputError("no reward model: it gives no scores", where=f"--critic {path}",
+                         hint="Make one of it, gavel train reward, or start from the policy's body, --critic "
+                              "none.")  # fmt: skip
     pad = own_pad(tokenizer)
     if pad >= (before := model.get_input_embeddings().weight.shape[0]):
         model.resize_token_embeddings(pad + 1, mean_resizing=False)

@@ -23,7 +23,7 @@ from rounds.report.examples import example
 from rounds.report.sample import PairTally, Pick, allot, doubtfulness
 from rounds.report.shapes import Agreement, Example, PairSet, Report, RunReport
 from rounds.report.tally import PassTally, TextTally, histogram
-from rounds.report.training import read_curves, read_rounds
+from rounds.report.training import read_curves, read_rounds, summary_of
 
 MOST_PASSES = 6  # of one run that are compared with each other
 
@@ -134,7 +134,7 @@ def collect_run(label: str, folder: Path) -> Counted:
     curves = tuple(curve for file in _metrics(folder) for curve in read_curves(file))
     run = RunDir(folder)
     if not holds_lines(run.completions_path):
-        return Counted(folder, RunReport(label, None, curves=curves))
+        return Counted(folder, RunReport(label, None, curves=curves, trained=summary_of(folder)))
     with _Reader.open(run) as reader:
         texts, alike = TextTally(), _agreements(reader.passes)
         passes = {name: PassTally(name) for name in reader.passes}

@@ -39,6 +39,20 @@ FIGURES = {
     "rejected_logprob_change": "Log-probability of rejected, change in training, nats",
     "unusable": "Unusable judgments, share",
 }
+#: metric of a training → what its headline calls it
+_TRAINED = {
+    "loss": "loss",
+    "mean_token_accuracy": "accuracy, tokens",
+    "rewards/accuracies": "accuracy of the implicit reward",
+    "accuracy": "accuracy, pairs",
+    "objective/scores": "score",
+    "objective/kl": "KL to the reference, nats",
+}
+_HELD_OUT = {
+    "accuracy": "accuracy",
+    "calibration_error": "calibration error",
+    "length_correlation": "correlation with length",
+}
 _EVEN = {"win_rate_first": 50, "win_rate_previous": 50, "win_rate_first_lc": 50, "win_rate_previous_lc": 50}
 
 
@@ -58,7 +72,7 @@ def overall(report: Report) -> list[Section]:
 def _headline(report: Report) -> Section:
     cards = _round_cards(report.rounds) if report.rounds else []
     if not report.rounds and report.runs:
-        cards = _run_cards(report.runs[-1] if len(report.runs) == 1 else report.runs)
+        cards = _run_cards(report.runs) + [card for run in report.runs for card in _trained_cards(run)]
     return Section("Headline", "Headline", cards=tuple(cards), notes=report.notes)
 
 
@@ -122,8 +136,24 @@ def _duration(seconds: float) -> str:
     )
 
 
-def _run_cards(of: RunReport | Sequence[RunReport]) -> list[Card]:
-    runs = [of] if isinstance(of, RunReport) else list(of)
+def _trained_cards(run: RunReport) -> list[Card]:
+    """Of a directory that holds nothing but a trained model."""
+    if run.texts is not None:
+        return []
+    curves = {curve.name: curve.points for curve in run.curves}
+    steps = run.trained.get("steps") or max((points[-1][0] for points in curves.values()), default=0)
+    cards = [Card("steps", f"{steps:,}", "" if run.trained else "so far")]
+    for name, label in _TRAINED.items():
+        if points := curves.get(name):
+            cards.append(Card(label, number(points[-1][1]), f"at first {number(points[0][1])}"))
+    held_out = run.trained.get("held_out") or {}
+    for name, label in _HELD_OUT.items():
+        if known(held_out.get(name)):
+            cards.append(Card(label, number(held_out[name]), f"{held_out.get('n', 0):,} held-out pairs"))
+    return cards
+
+
+def _run_cards(runs: Sequence[RunReport]) -> list[Card]:
     texts = [run.texts for run in runs if run.texts is not None]
     cards = []
     if texts:

@@ -150,7 +150,8 @@ class Texts:
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """A run directory, or a trained model's. `label` is how the page calls it ("round 2")."""
+    """A run directory, or a trained model's. `label` is how the page calls it ("round 2"). trained: what a
+    training said of a model when it ended."""
 
     label: str
     texts: Texts | None
@@ -159,6 +160,7 @@ class RunReport:
     pair_sets: tuple[PairSet, ...] = ()
     curves: tuple[Curve, ...] = ()
     notes: tuple[str, ...] = ()
+    trained: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

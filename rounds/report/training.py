@@ -33,6 +33,15 @@ def read_curves(path: Path) -> list[Curve]:
     return [Curve(name, tuple(_thinned(points))) for name, points in found.items()]
 
 
+def summary_of(folder: Path) -> dict[str, Any]:
+    """What a training said of the model in a folder when it ended; empty where none has."""
+    try:
+        found = json.loads((folder / "gavel.json").read_bytes())["summary"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     """At most `MOST_POINTS`: the means of runs of neighbours."""
     width = math.ceil(len(points) / MOST_POINTS)
