@@ -8,11 +8,11 @@ demo: env
 
 # one process has the engines, the others the tests that start processes of their own
 test: test-fast
-	$(BIN)/python -P -m pytest -m engine --dist loadscope -n 2
+	$(BIN)/python -P -m pytest -m "engine or slow" --dist loadscope -n 2
 
 # one more process than cores, as many tests wait for processes of their own
 test-fast: env
-	$(BIN)/python -P -m pytest -m "not engine" --dist worksteal -n $$(( $$(getconf _NPROCESSORS_ONLN) + 1 ))
+	$(BIN)/python -P -m pytest -m "not engine and not slow" --dist worksteal -n $$(( $$(getconf _NPROCESSORS_ONLN) + 1 ))
 
 check: env
 	$(BIN)/ruff check .

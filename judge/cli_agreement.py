@@ -98,12 +98,14 @@ def _ask(
 ) -> tuple[list[Compared], dict[str, Any]]:
     import tempfile
 
-    from gavel.rundir import RunDir
+    from gavel.rundir import RunDir, refuse_rounds
     from judge.agreement import compare
     from judge.duels import ask
     from judge.judging import open_judging
     from judge.labelled import duels_of
 
+    if out:
+        refuse_rounds(out)
     with (
         tempfile.TemporaryDirectory() as folder,
         RunDir.open(out or Path(folder) / "run") as journal,

@@ -135,7 +135,7 @@ def _of_run(path: str, as_json: bool, options: dict[str, Any]) -> None:
 
 def _live(a: str, b: str, as_json: bool, options: dict[str, Any]) -> None:
     """Gets the outputs of both sides, has them judged, reports B against A."""
-    from gavel.rundir import RunDir
+    from gavel.rundir import RunDir, refuse_rounds
     from judge.duels import ask
     from judge.head_to_head import per_prompt
     from judge.judging import default_pass, open_judging
@@ -147,6 +147,8 @@ def _live(a: str, b: str, as_json: bool, options: dict[str, Any]) -> None:
     check_judge(model, options)
     check_sides(a, b, options["prompts"])
     _check_method(options)
+    if options["out"]:
+        refuse_rounds(options["out"])
     with _folder(options["out"]) as out, RunDir.open(out) as journal:
         sides = [_side(source, out, options) for source in (a, b)]
         joined = join(*sides)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gavel.engines import EngineConfig
-from gavel.records import Prompt
+from gavel.records import Prompt, seed_for
 from gavel.rundir import RunDir
 from gavel.weights import weights_version
 from rounds import stages
@@ -100,13 +100,14 @@ class Training:
 
     def _ppo(self) -> Made:
         reward, engines = self.folder / "reward", self.work.engines
+        # seeds of no other round's rollouts, nor of the samples that the reward model was trained on
+        seed = seed_for(self.config.sample.seed, "ppo", self.plan.number)
+        sampling = replace(self.config.sample, seed=seed)
         config = replace(self._tuned(), critic=str(reward), reference_model=self._reference())
         policy = engines.policy(self.work.model(self.previous))
         judging = engines.judging("reward", _reward_judge(self.config.policy, reward), beside=True)
         try:
-            return stages.train_by_ppo(
-                config, self.prompts, policy, judging, self.config.sample, self.folder / "model"
-            )
+            return stages.train_by_ppo(config, self.prompts, policy, judging, sampling, self.folder / "model")
         finally:
             engines.forget_weights()
             engines.drop("reward")

@@ -298,6 +298,7 @@ COLUMNS = ("prompt", "instruction", "chosen", "rejected", "response_a", "respons
            "completions", "margin", "p_chosen", "chosen_score", "rejected_score", "system")  # fmt: skip
 
 
+@pytest.mark.slow
 @given(st.lists(st.dictionaries(st.sampled_from(COLUMNS), anything, max_size=7), max_size=4))
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_row_makes_it_crash(write: Any, rows: list[dict[str, Any]]) -> None:
@@ -307,6 +308,7 @@ def test_no_row_makes_it_crash(write: Any, rows: list[dict[str, Any]]) -> None:
     json.dumps(report)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.text(), st.text(), st.text()), min_size=1, max_size=5))
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_is_audited(write: Any, texts: list[tuple[str, str, str]]) -> None:

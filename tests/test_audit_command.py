@@ -105,6 +105,7 @@ def test_llmbar(subset: str, longer: int, first: int, n: int) -> None:
     assert ("longer_wins" in report["crossed"]) is (subset == "gptinst")
 
 
+@pytest.mark.slow
 @needs_data
 def test_alpaca_eval(write: Any) -> None:
     import gzip

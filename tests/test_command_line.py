@@ -196,6 +196,7 @@ def test_interrupted_and_run_again(stop: signal.Signals, tmp_path: Path) -> None
 # output
 
 
+@pytest.mark.slow
 def test_main_path_from_a_folder_with_modules_of_these_names(prompts: Path, tmp_path: Path) -> None:
     """And --json prints one object and nothing else, whatever there is to complain about."""
     here = tmp_path / "here"

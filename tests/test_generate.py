@@ -450,6 +450,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return prompts, folder / "whole"
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_nothing_is_lost_or_repeated(many: tuple[Path, Path], tmp_path: Path) -> None:
     prompts, whole = many
     run, rng = tmp_path / "run", random.Random(3)
@@ -480,6 +481,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_repeated(many: tuple[Path, Path
     assert result["reused"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_within_seconds_and_keeps_the_state(
     signum: int, many: tuple[Path, Path], tmp_path: Path

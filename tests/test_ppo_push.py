@@ -151,6 +151,7 @@ def test_pushes_alone_find_it_too(pushed: Pushed, move: float, within: int) -> N
         assert number > 30 and "weights of before the update" in why, (seed, number, why)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("move", [0.005, 0.05])
 def test_an_engine_that_takes_its_weights_is_never_refused(pushed: Pushed, move: float) -> None:
     for seed in range(200):

@@ -127,6 +127,7 @@ def test_the_old_form_of_the_default_pattern() -> None:
         said(read_label(text, ABC, pattern=pattern), expected)
 
 
+@pytest.mark.slow
 def test_a_hundred_kilobytes_are_read() -> None:
     """In time, too: each of these would take minutes if a pattern went back over it again and again."""
     many = "[[A]] " * 17_000

@@ -494,6 +494,7 @@ def big_run(path: Path, prompts: int, each: int, text: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_rows_stay_under_the_limit(tmp_path: Path) -> None:
     run = big_run(tmp_path / "run", prompts=25_000, each=4, text="<&> " * 60)
     report = collect(run)
@@ -505,6 +506,7 @@ def test_a_hundred_thousand_rows_stay_under_the_limit(tmp_path: Path) -> None:
     assert len(page) < LIMIT_BYTES
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_texts(tmp_path: Path) -> None:
     peaks = []
     for name, text in (("short", "x"), ("long", "x" * 4000)):
@@ -517,6 +519,7 @@ def test_memory_does_not_grow_with_the_texts(tmp_path: Path) -> None:
     assert peaks[1] < 1.2 * peaks[0] + 200_000  # the texts of the long one are 30 MB
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_cut_then_left_out(tmp_path: Path) -> None:
     run = big_run(tmp_path / "run", prompts=60, each=2, text="<" * 9000)
     whole, summary = build_page(collect(run))
@@ -621,6 +624,7 @@ def test_titles_name_the_unit_that_the_figure_has() -> None:
         assert "word" not in title, "k-grams are of tokens"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [1, 2, 3])
 def test_details_of_any_size_end_under_the_limit(runs: int) -> None:
     """The heaviest section gives first, so that the others are whole."""
@@ -666,6 +670,7 @@ def test_parts_without_end_are_left_out() -> None:
     )
 
 
+@pytest.mark.slow
 def test_very_many_rounds_keep_their_figures(tmp_path: Path) -> None:
     report = collect(rounds(tmp_path))
     many = [dataclasses.replace(report.runs[0], label=f"round {i}") for i in range(400)]

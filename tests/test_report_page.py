@@ -12,7 +12,10 @@ from report_runs import HOSTILE, hostile, rounds
 from rounds.report.collect import collect
 from rounds.report.page import build
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt install chromium)")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt install chromium)"),
+]
 
 WHERE = "document.querySelector('#detail .where').textContent"
 COUNT = "document.getElementById('count').textContent"

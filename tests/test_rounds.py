@@ -70,6 +70,8 @@ def test_a_moved_run_is_over_and_nothing_is_asked_again(copied: Path, gavel: Gav
         ["judge", "PROMPTS", "--judge", "M", "--engine", "fake", "--out", "RUN"],
         ["judge", "RUN", "--judge", "M", "--engine", "fake"],
         ["pairs", "RUN"],
+        ["agreement", "PAIRS", "--judge", "M", "--engine", "fake", "--out", "RUN"],
+        ["winrate", "PROMPTS", "PROMPTS", "--judge", "M", "--engine", "fake", "--out", "RUN"],
         ["train", "dpo", "--model", "LM", "--data", "RUN", "--out", "OUT"],
         ["train", "sft", "--model", "LM", "--data", "RUN", "--out", "OUT"],
     ],
@@ -78,7 +80,9 @@ def test_a_single_stage_leaves_a_directory_of_rounds_alone(
     tiny: Tiny, copied: Path, tmp_path: Path, gavel: Gavel, command: list[str]
 ) -> None:
     (tmp_path / "new.jsonl").write_text('{"prompt": "one more", "response": "no"}\n')
-    meant = {"RUN": copied, "PROMPTS": tmp_path / "new.jsonl", "LM": tiny.lm, "OUT": tmp_path / "out"}
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "one more", "chosen": "yes", "rejected": "no"}\n')
+    meant = {"RUN": copied, "PROMPTS": tmp_path / "new.jsonl", "PAIRS": tmp_path / "pairs.jsonl",
+             "LM": tiny.lm, "OUT": tmp_path / "out"}  # fmt: skip
     before = {p: p.read_bytes() for p in copied.rglob("*.jsonl")}
     done = gavel(*(meant.get(word, word) for word in command))
     assert done.code == 2 and f"{copied}: holds rounds" in done.err, done.err

@@ -109,6 +109,7 @@ def test_what_is_redone_is_set_aside_and_what_came_before_stays(run: Path, tmp_p
     assert list(RunDir(run / "rounds" / "01").manifest()["stages"]) == ["generate", "judge/j"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["kill", "full"])
 def test_a_redo_that_fails_at_any_step_loses_nothing(run: Path, tmp_path: Path, how: str) -> None:
     """Whoever opens the run next finds it as it was or as it is to be, and the redo can be repeated."""

@@ -74,6 +74,7 @@ def holder(tmp_path: Path) -> "Iterator[subprocess.Popen[str]]":
 # kills
 
 
+@pytest.mark.slow
 def test_killed_ten_times(tmp_path: Path) -> None:
     path, draw = tmp_path / "run", random.Random(0)
     acknowledged: list[str] = []

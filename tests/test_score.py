@@ -231,6 +231,7 @@ def test_an_old_output_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     assert read(out)[0]["scores"]
 
 
+@pytest.mark.slow
 def test_killed_and_run_again(tmp_path: Path) -> None:
     rows = [{"prompt": f"question {i}", "completion": f"answer {i}", "n": i} for i in range(2500)]
     source = jsonl(tmp_path / "in.jsonl", *rows)
