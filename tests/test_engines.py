@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -525,7 +526,10 @@ def test_closing_twice_is_no_harm_and_a_closed_engine_says_so(
 
 # what cannot be opened
 @pytest.mark.parametrize("kind", real("transformers", "vllm"))
-@pytest.mark.parametrize("fault", ["missing", "no tokenizer", "no weights", "no config", "no adapter"])
+@pytest.mark.parametrize(
+    "fault",
+    ["missing", "no tokenizer", "no weights", "no config", "no adapter", "cut off", "a weight is missing"],
+)
 def test_a_model_that_cannot_be_opened_is_named(
     kind: str, fault: str, engines: Engines, tiny: Tiny, tmp_path: Path
 ) -> None:
@@ -539,6 +543,14 @@ def test_a_model_that_cannot_be_opened_is_named(
     }.get(fault, []):
         for file in path.glob(pattern):
             file.unlink()
+    weights = path / "model.safetensors"
+    if fault == "cut off":
+        os.truncate(weights, 10_000)
+    elif fault == "a weight is missing":  # which would be drawn at random
+        from safetensors.torch import load_file, save_file
+
+        held = load_file(weights)
+        save_file({k: w for k, w in held.items() if k != "model.norm.weight"}, weights, {"format": "pt"})
     adapter = str(tmp_path) if fault == "no adapter" else None
     with (
         pytest.raises(GavelError) as caught,
@@ -547,6 +559,20 @@ def test_a_model_that_cannot_be_opened_is_named(
         pass
     assert str(tmp_path) in str(caught.value)
     assert len(str(caught.value)) < 800
+
+
+@pytest.mark.engine
+def test_weights_of_other_shapes_are_refused(tiny: Tiny, tmp_path: Path) -> None:
+    """By transformers; vLLM takes what fits of them."""
+    path = Path(shutil.copytree(tiny.lm, tmp_path / "model"))
+    config = json.loads((path / "config.json").read_text())
+    config["intermediate_size"] += 8
+    (path / "config.json").write_text(json.dumps(config))
+    with (
+        pytest.raises(InputError, match=r"of its weights have other shapes than its config.json says"),
+        open_engine(EngineConfig(model=str(path), engine="transformers", context=CONTEXT)),
+    ):
+        pass
 
 
 def test_unknown_engines_and_arguments_are_named() -> None:

@@ -335,6 +335,99 @@ def test_the_gradient_is_the_objectives(tiny: Tiny, tmp_path: Path) -> None:
             assert close(found[name], parameter.grad), name
 
 
+def test_advantages_are_whitened_after_returns_and_the_penalty_is_of_the_moment(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    """By hand, of a policy that has moved: another KL coefficient than the run began with."""
+    import torch
+
+    from train import ppo_terms as terms
+    from train.experience import Evaluated, experience
+
+    learner, rows = learner_of(tiny, tmp_path, kl_coef=0.05), rollouts()
+    draw = torch.Generator().manual_seed(0)
+    logps, ref_logps, values, entropies = (torch.randn(4, 8, generator=draw) for _ in range(4))
+    said = Evaluated(logps, ref_logps, values, torch.zeros(4), entropies)
+    learned = experience(learner._config, rows, [1.0, -2.0, 0.5, 3.0], said, 0.4)
+    mask = learned.mask
+    scores = torch.tensor([1.0, -2.0 - learner._config.missing_eos_penalty, 0.5, 3.0])
+    expected = scores - 0.4 * torch.where(mask, logps - ref_logps, 0.0).sum(1)
+    assert learned.rewards.sum(1).tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+    plain, returns = terms.gae(learned.rewards, values, torch.zeros(4), mask, 1.0, 0.95)
+    assert torch.allclose(learned.returns, returns) and plain[mask].std() > 1.2
+    assert float(learned.advantages[mask].mean()) == pytest.approx(0.0, abs=1e-6)
+    assert float(learned.advantages[mask].std()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_both_losses_are_clipped_as_the_settings_say(tiny: Tiny, tmp_path: Path) -> None:
+    """Where policy and critic have moved further than that since the start of the iteration."""
+    import torch
+
+    from train import ppo_terms as terms
+
+    learner, rows = learner_of(tiny, tmp_path, clip=0.1, value_clip=0.3), rollouts()
+    learned = learned_of(learner, rows)
+    now, mask = learned.said, learned.mask
+    before = replace(now, logps=now.logps - 0.5, values=now.values + 1.0)
+    sums = learner._gradients(rows, replace(learned, said=before), range(4), 2, mask.sum())
+    ratio, advantages = math.exp(0.5), learned.advantages
+    limited = torch.maximum(-advantages * ratio, -advantages * 1.1)
+    near = now.values + 0.7  # a change of -1 from the value before, of which 0.3 are allowed
+    worse = torch.maximum((now.values - learned.returns) ** 2, (near - learned.returns) ** 2)
+    assert float(sums[0]) == pytest.approx(float((learned.weights * limited)[mask].sum()), rel=1e-4)
+    assert float(sums[1]) == pytest.approx(float(0.5 * worse[mask].sum()), rel=1e-4)
+    assert 0 < int(sums[2]) == int((advantages[mask] > 0).sum())
+    found = terms.value_loss(now.values, before.values, learned.returns, mask, 0.3)
+    assert 0 < int(sums[3]) == int(found.clipped)
+
+
+def test_a_step_takes_its_own_rows_and_clips_their_gradient(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of two: means over their own tokens; each pass another order; policy and critic clipped apart."""
+    import torch
+
+    learner = learner_of(tiny, tmp_path, mini_batches=2, ppo_epochs=3, max_grad_norm=0.01)
+    rows = rollouts()
+    learned, steps, norms = learned_of(learner, rows), [], []
+    original = learner._gradients
+
+    def watched(given: Any, experience: Any, picked: Any, micro: int, count: Any) -> Any:
+        steps.append(list(picked))
+        assert int(count) == int(learned.mask[list(picked)].sum()) < int(learned.mask.sum())
+        return original(given, experience, picked, micro, count)
+
+    def taken() -> None:
+        parts = (learner.models.module.policy, learner.models.module.critic)
+        grads = [[p.grad.norm() for p in part.parameters() if p.grad is not None] for part in parts]
+        norms.append([float(torch.stack(of).norm()) for of in grads])
+
+    monkeypatch.setattr(learner, "_gradients", watched)
+    monkeypatch.setattr(learner._optimiser, "step", taken)
+    monkeypatch.setattr(learner.scheduler, "step", lambda: None)
+    found = learner.update(0, rows, learned)
+    passes = [steps[at] + steps[at + 1] for at in range(0, 6, 2)]
+    assert [sorted(order) for order in passes] == [[0, 1, 2, 3]] * 3
+    assert len(set(map(tuple, passes))) > 1
+    assert found["grad_norm/policy"] > 0.02 and found["grad_norm/value"] > 0.02
+    assert [norm for pair in norms for norm in pair] == pytest.approx([0.01] * 12, rel=1e-3)
+
+
+def test_the_optimiser_is_the_recipes(tiny: Tiny, tmp_path: Path) -> None:
+    """ε = 1e-5; the critic's own rate; no decay of norms."""
+    learner = learner_of(tiny, tmp_path, learning_rate=1e-3, critic_learning_rate=5e-3, weight_decay=0.1)
+    groups = learner._optimiser.param_groups
+    assert [(g["initial_lr"], g["weight_decay"], g["eps"]) for g in groups] == [
+        (rate, decay, 1e-5) for rate in (1e-3, 5e-3) for decay in (0.1, 0.0)
+    ]
+    assert all(p.ndim <= 1 for g in groups if g["weight_decay"] == 0.0 for p in g["params"])
+
+
+def test_without_a_reward_model_the_critic_says_nothing_at_first(tiny: Tiny, tmp_path: Path) -> None:
+    said = learner_of(tiny, tmp_path, critic=None).evaluate(rollouts())
+    assert not said.values.any() and not said.after.any()
+
+
 def test_an_end_that_is_also_the_pad_token_is_learned(tiny: Tiny, tmp_path: Path) -> None:
     """pad = EOS: masks come from lengths, so the EOS keeps its gradient."""
     import torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -305,6 +306,36 @@ def test_an_output_keeps_whole_checkpoints_only(tmp_path: Path) -> None:
         assert output.metrics_path.read_text() == '{"step": 9}\n{"step": 10}\n'
         with pytest.raises(RunDirError, match="in use by process"), Output.open(tmp_path / "out"):
             pass
+
+
+def test_a_checkpoint_that_lost_a_part_later_is_not_trusted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cut off, or gone, after it was marked: the one before it counts. Markers of before name no files."""
+
+    def made(output: Output, step: int) -> Path:
+        folder = output.checkpoints / f"checkpoint-{step}"
+        (folder / "shards").mkdir(parents=True)
+        for name in ("model.safetensors", "shards/0.distcp"):
+            (folder / name).write_text("weights")
+        output.mark_whole(step)
+        return folder
+
+    with Output.open(tmp_path / "out") as output:
+        output.begin({"a": 1})
+        before = made(output, 5)
+        for file, harm in (
+            ("model.safetensors", lambda file: os.truncate(file, 3)), ("shards/0.distcp", Path.unlink),
+            ("whole", lambda file: file.write_text('{"model')),
+        ):  # fmt: skip
+            newest = made(output, 10)
+            assert output.newest_checkpoint() == newest and not capsys.readouterr().err
+            harm(newest / file)
+            assert output.newest_checkpoint() == before and not newest.exists()
+            assert f"{newest} has lost a part" in capsys.readouterr().err
+        (before / "whole").write_bytes(b"")
+        (before / "model.safetensors").write_text("w")
+        assert output.newest_checkpoint() == before
 
 
 def test_checkpoints_that_a_kill_left_with_a_finished_model_are_freed(

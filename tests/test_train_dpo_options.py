@@ -95,6 +95,52 @@ def test_a_model_of_which_weights_are_missing_is_refused(model: str, tmp_path: P
         load(str(tmp_path / "rm"), torch.float32)
 
 
+@pytest.mark.parametrize("load", ["load", "load_reward"])
+def test_a_model_whose_files_are_damaged_is_refused(load: str, model: str, tmp_path: Path) -> None:
+    """In a line, by the option that named it."""
+    import json
+    import shutil
+
+    import torch
+
+    from gavel.tokenizer import HfTokenizer
+    from train import models
+
+    def said(folder: Path) -> str:
+        with pytest.raises(InputError) as caught:
+            if load == "load":
+                models.load(str(folder), torch.float32, option="--reference-model")
+            else:
+                models.load_reward(str(folder), HfTokenizer.load(model), torch.float32, ready=True)
+        return str(caught.value)
+
+    option = "--reference-model" if load == "load" else "--critic"
+    for name in ("cut", "other"):
+        shutil.copytree(model, tmp_path / name)
+    os.truncate(tmp_path / "cut" / "model.safetensors", 5000)
+    assert said(tmp_path / "cut").startswith(f"{option} {tmp_path / 'cut'}: no model can be loaded from it: ")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    config["intermediate_size"] += 8
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    assert "of its weights have other shapes than its config.json says, model.layers.0" in said(
+        tmp_path / "other"
+    )
+
+
+def test_no_memory_for_a_model_is_no_damage(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from train import models
+
+    def full(*args: Any, **more: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        models.load(model, torch.float32)
+
+
 # a reference that follows the policy
 
 

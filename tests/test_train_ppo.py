@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -166,6 +167,9 @@ def test_a_resumed_run_is_the_same_to_the_bit(
     straight, resumed = figures_of(tmp_path / "straight"), figures_of(tmp_path / "out")
     assert straight == resumed
     assert len({s["objective/kl_coef"] for s in straight}) > 3, "it moved"
+    for before, after in itertools.pairwise(straight):  # eight completions an iteration
+        error = min(max(before["objective/kl"] / 0.1 - 1, -0.2), 0.2)
+        assert after["objective/kl_coef"] == pytest.approx(before["objective/kl_coef"] * (1 + error * 8 / 50))
 
 
 def test_with_lora_the_engine_has_the_merged_weights_and_the_reference_is_the_base(

@@ -129,15 +129,18 @@ def test_calibration_of_a_model_that_knows_how_sure_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("specials", "pad", "expected"),
+    ("specials", "pad", "more_ends", "expected"),
     [
-        (["</s>", "<|pad|>"], "<|pad|>", "<|pad|>"),
-        (["</s>", "<|reserved_0|>"], "</s>", "<|reserved_0|>"),  # pad = eos
-        (["</s>", "<|user|>"], "</s>", "<|pad|>"),  # none to spare: a new one
-        (["</s>", "<|user|>"], None, "<|pad|>"),
+        (["</s>", "<|pad|>"], "<|pad|>", (), "<|pad|>"),
+        (["</s>", "<|reserved_0|>"], "</s>", (), "<|reserved_0|>"),  # pad = eos
+        (["</s>", "<|user|>"], "</s>", (), "<|pad|>"),  # none to spare: a new one
+        (["</s>", "<|user|>"], None, (), "<|pad|>"),
+        (["</s>", "<|pad_0|>", "<|pad_1|>"], "<|pad_0|>", (2,), "<|pad_1|>"),  # pad = another end
     ],
 )
-def test_the_pad_token_never_ends_a_sequence(specials: list[str], pad: str | None, expected: str) -> None:
+def test_the_pad_token_never_ends_a_sequence(
+    specials: list[str], pad: str | None, more_ends: tuple[int, ...], expected: str
+) -> None:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -147,7 +150,26 @@ def test_the_pad_token_never_ends_a_sequence(specials: list[str], pad: str | Non
     backend = Tokenizer(models.WordLevel({"w": 0}, unk_token="w"))
     backend.add_special_tokens(specials)
     made = HfTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token=pad))
-    assert made.hf.decode([own_pad(made)]) == expected == made.hf.pad_token
+    assert made.hf.decode([own_pad(made, more_ends)]) == expected == made.hf.pad_token
+
+
+def test_the_pad_token_is_none_of_the_ends_that_engines_stop_at(model: str, tmp_path: Path) -> None:
+    """As generation_config.json has them."""
+    import shutil
+
+    import torch
+
+    from gavel.tokenizer import HfTokenizer
+    from train.models import load_reward
+
+    shutil.copytree(model, tmp_path / "m")
+    tokenizer = HfTokenizer.load(model)
+    own = tokenizer.hf.pad_token_id
+    assert load_reward(model, tokenizer, torch.float32).config.pad_token_id == own
+    ends = {"eos_token_id": [tokenizer.eos_id, own]}
+    (tmp_path / "m" / "generation_config.json").write_text(json.dumps(ends))
+    loaded = load_reward(str(tmp_path / "m"), HfTokenizer.load(model), torch.float32)
+    assert loaded.config.pad_token_id not in (own, tokenizer.eos_id)
 
 
 # training

@@ -152,7 +152,8 @@ def load(config: PpoConfig, tokenizer: HfTokenizer, dtype: torch.dtype) -> Model
     reference = None
     if config.reference_model is not None:
         models.check_reference(config.model, config.reference_model, trust)
-        reference = models.load(config.reference_model, dtype, trust).model.requires_grad_(False).eval()
+        reference = models.load(config.reference_model, dtype, trust, option="--reference-model").model
+        reference = reference.requires_grad_(False).eval()
     elif not config.lora_r:
         reference = copy.deepcopy(policy.model).requires_grad_(False).eval()
     with torch.random.fork_rng():

@@ -147,7 +147,8 @@ class ExactDPOTrainer(SharedPairs, DPOTrainer):  # type: ignore[misc]
         if config.reference_model is None:
             yield self.model, self._forward
             return
-        loaded = models.load(config.reference_model, self._dtype, config.trust_remote_code, config.qlora)
+        loaded = models.load(config.reference_model, self._dtype, config.trust_remote_code, config.qlora,
+                             option="--reference-model")  # fmt: skip
         other = loaded.model.to(self.accelerator.device).eval()
         add_fused_lm_head(other)
         forward = self._forward

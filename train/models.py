@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from gavel.errors import InputError
+from gavel.stops import ends_of
 from gavel.tokenizer import HfTokenizer
 from gavel.weights import weights_version
 from train.config import RowConfig
+from train.memory import out_of_memory
 from train.rows import Encoder
 
 #: Files beside the weights that make a directory whole. They are copied as they are, so that the
@@ -24,6 +27,9 @@ from train.rows import Encoder
 _COMPANIONS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
                "*.model", "*.tiktoken", "chat_template*", "generation_config.json", "*.py")  # fmt: skip
 _SCORES = "ForSequenceClassification"  # of the name of a model that gives scores
+#: What transformers raises of files that are damaged or no model's; PyTorch's lack of memory among them.
+_FAULTS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+_WHOLE_MODEL = "Give the directory of a whole model."
 
 
 @dataclass(frozen=True)
@@ -35,14 +41,15 @@ class Loaded:
     generation_config: Any
 
 
-def context_of(path: str, trust_remote_code: bool = False) -> int | None:
-    """The model's longest sequence in tokens, None where it states none."""
+def context_of(path: str, trust_remote_code: bool = False, *, option: str = "--model") -> int | None:
+    """The model's longest sequence in tokens, None where it states none.
+
+    Args:
+        option: that names the model.
+    """
     if not Path(path).exists() and (path.count("/") != 1 or path[0] in "/.~"):  # no hub id either
-        raise InputError("no such model directory", where=f"--model {path}")
-    try:
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise _unloadable(path, error) from None
+        raise InputError("no such model directory", where=f"{option} {path}")
+    config = _config_of(path, trust_remote_code, option)
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(limit) if limit else None
 
@@ -69,7 +76,7 @@ def check_reference(model: str, reference: str, trust_remote_code: bool = False)
     """Raises InputError where a reference reads other token ids than the model writes."""
     if reference == model:
         return
-    context_of(reference, trust_remote_code)  # a path that is none
+    context_of(reference, trust_remote_code, option="--reference-model")  # a path that is none
     made = [
         HfTokenizer.load(path, trust_remote_code=trust_remote_code).version for path in (model, reference)
     ]
@@ -78,11 +85,14 @@ def check_reference(model: str, reference: str, trust_remote_code: bool = False)
                          where=f"--reference-model {reference}")  # fmt: skip
 
 
-def load(path: str, dtype: torch.dtype, trust_remote_code: bool = False, four_bit: bool = False) -> Loaded:
+def load(
+    path: str, dtype: torch.dtype, trust_remote_code: bool = False, four_bit: bool = False, *,
+    option: str = "--model",
+) -> Loaded:  # fmt: skip
     """Loads a causal language model for training, all dropout off.
 
     four_bit: its linear layers as NF4 with double quantisation (Dettmers et al. 2023, arXiv 2305.14314),
-    which compute in `dtype` and cannot be trained themselves.
+    which compute in `dtype` and cannot be trained themselves. option: that names the model.
 
     TRL's `disable_dropout` turns off dropout layers only: the attention dropout of Llama and its kin is
     a number in the configuration, which is set to 0 here (and kept in what is saved).
@@ -90,19 +100,14 @@ def load(path: str, dtype: torch.dtype, trust_remote_code: bool = False, four_bi
     Raises InputError when it cannot be loaded or is no language model.
     """
     more = {"quantization_config": _nf4(dtype)} if four_bit else {}
-    try:
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        if _SCORES in str(config.architectures):
-            raise InputError("a reward model, and a language model is trained here", where=f"--model {path}")
-        original = copy.deepcopy(config)
-        _no_dropout(config)
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True,
-            **more,
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError) as error:
-        raise _unloadable(path, error) from None
-    _check_whole(path, info["missing_keys"])
+    config = _config_of(path, trust_remote_code, option)
+    if _SCORES in str(config.architectures):
+        raise InputError("a reward model, and a language model is trained here", where=f"{option} {path}")
+    original = copy.deepcopy(config)
+    _no_dropout(config)
+    model, missing = _read(transformers.AutoModelForCausalLM, path, config, dtype, trust_remote_code, option,
+                           **more)  # fmt: skip
+    _check_whole(path, missing, option)
     _own_layers(model)
     return Loaded(model, original, copy.deepcopy(model.generation_config))
 
@@ -120,28 +125,24 @@ def load_reward(
 
     Raises InputError when it cannot be loaded, scores several labels, or is not `ready`.
     """
-    try:
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        if _SCORES in str(config.architectures) and config.num_labels != 1:
-            raise InputError(
-                f"it scores {config.num_labels} labels, a reward model one", where=f"--model {path}"
-            )
-        config.num_labels = 1
-        original = copy.deepcopy(config)
-        _no_dropout(config)
-        model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
-            path, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+    option = "--critic" if ready else "--model"
+    config = _config_of(path, trust_remote_code, option)
+    if _SCORES in str(config.architectures) and config.num_labels != 1:
+        raise InputError(
+            f"it scores {config.num_labels} labels, a reward model one", where=f"{option} {path}"
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise _unloadable(path, error) from None
-    missing = set(info["missing_keys"])
-    head = {name for name in missing if "score" in name}
-    _check_whole(path, missing - head)
+    config.num_labels = 1
+    original = copy.deepcopy(config)
+    _no_dropout(config)
+    model, missing = _read(transformers.AutoModelForSequenceClassification, path, config, dtype,
+                           trust_remote_code, option)  # fmt: skip
+    head = {name for name in missing if name.startswith("score.")}
+    _check_whole(path, missing - head, option)
     if head and ready:
-        raise InputError("no reward model: it gives no scores", where=f"--critic {path}",
+        raise InputError("no reward model: it gives no scores", where=f"{option} {path}",
                          hint="Make one of it, gavel train reward, or start from the policy's body, --critic "
                               "none.")  # fmt: skip
-    pad = own_pad(tokenizer)
+    pad = own_pad(tokenizer, ends_of(path).token_ids)
     if pad >= (before := model.get_input_embeddings().weight.shape[0]):
         model.resize_token_embeddings(pad + 1, mean_resizing=False)
         original.get_text_config().vocab_size = pad + 1
@@ -177,15 +178,19 @@ def grow(loaded: Loaded, added: Sequence[int]) -> None:
                 table[list(added)] = table[: added[0]].mean(dim=0)
 
 
-def own_pad(tokenizer: HfTokenizer) -> int:
+def own_pad(tokenizer: HfTokenizer, more_ends: Collection[int] = ()) -> int:
     """A token that no sequence ends with, made the tokenizer's pad token: its own pad token unless that ends
     sequences, else a special token kept in reserve, else a new one.
 
     transformers scores a sequence at its last token that is no pad token, vLLM at its last token: with
     pad = EOS the two differ.
+
+    Args:
+        more_ends: tokens that engines stop at beside those that the tokenizer knows (of Qwen 2.5 the pad
+            token is one).
     """
     hf = tokenizer.hf
-    ends = {tokenizer.eos_id, hf.eos_token_id, hf.bos_token_id}
+    ends = {tokenizer.eos_id, hf.eos_token_id, hf.bos_token_id, *more_ends}
     if hf.pad_token_id is not None and hf.pad_token_id not in ends:
         return int(hf.pad_token_id)
     for token_id, token in sorted(hf.added_tokens_decoder.items()):
@@ -221,16 +226,48 @@ def _own_layers(model: Any) -> None:
     model._no_split_modules = sorted(present.intersection(model._no_split_modules or ()))
 
 
-def _check_whole(path: str, missing: Collection[str]) -> None:
+def _config_of(path: str, trust_remote_code: bool, option: str) -> Any:
+    try:
+        return transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except _FAULTS as error:
+        raise _unloadable(path, error, option) from None
+
+
+def _read(
+    kind: Any, path: str, config: Any, dtype: torch.dtype, trust_remote_code: bool, option: str, **more: Any
+) -> tuple[Any, set[str]]:
+    """A model, and the names of its weights that are missing.
+
+    Raises InputError for files that are damaged or do not fit the configuration.
+    """
+    try:
+        model, info = kind.from_pretrained(
+            path, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True,
+            ignore_mismatched_sizes=True, **more,
+        )  # fmt: skip
+    except _FAULTS as error:
+        if out_of_memory(error):
+            raise
+        raise _unloadable(path, error, option) from None
+    if unlike := info["mismatched_keys"]:
+        name, stored, wanted = min(unlike, key=lambda entry: str(entry[0]))
+        raise InputError(
+            f"{len(unlike):,} of its weights have other shapes than its config.json says, {name} among them: "
+            f"{tuple(stored)}, not {tuple(wanted)}", where=f"{option} {path}", hint=_WHOLE_MODEL,
+        )  # fmt: skip
+    return model, set(info["missing_keys"])
+
+
+def _check_whole(path: str, missing: Collection[str], option: str) -> None:
     """Raises InputError for weights that transformers has not found and drawn at random."""
     if missing:
         raise InputError(f"{len(missing):,} of its weights are missing, {min(missing)} among them",
-                         where=f"--model {path}", hint="Give the directory of a whole model.")  # fmt: skip
+                         where=f"{option} {path}", hint=_WHOLE_MODEL)  # fmt: skip
 
 
-def _unloadable(path: str, error: Exception) -> InputError:
+def _unloadable(path: str, error: Exception, option: str) -> InputError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return InputError(f"no model can be loaded from it: {reason}", where=f"--model {path}",
+    return InputError(f"no model can be loaded from it: {reason}", where=f"{option} {path}",
                       hint="Give a directory or hub id of a causal language model.")  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 OUT/  config.json, *.safetensors, tokenizer …   the model; config.json is moved in last
       metrics.jsonl   one line per log step
       gavel.json      what was asked for (plan) and, written last, what came of it (summary)
-      checkpoints/    while training; each is trusted only with its `whole` marker
+      checkpoints/    while training; each is trusted only with its `whole` marker, which has its files'
+                      sizes, and while they are these
                       suspects.txt: the rows of a step whose loss or gradient was no number
 """
 
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gavel.command import say
 from gavel.errors import InputError, RunDirError
 from gavel.plans import differences
 from gavel.rundir import clear_torn, disk_error, is_disk_full, write_atomic
@@ -114,16 +116,20 @@ class Output:
         return None
 
     def newest_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint; torn ones, which only a kill can leave, are removed."""
+        """The newest whole checkpoint; torn ones, which a kill or a failing disk leaves, are removed."""
         return group.of_main(self._newest_checkpoint() if group.is_main() else None)
 
     def _newest_checkpoint(self) -> Path | None:
         whole = []
         for folder in self.checkpoints.glob("checkpoint-*"):
-            if (folder / _WHOLE).exists():
+            marker = folder / _WHOLE
+            marked = marker.exists()
+            if marked and _is_as_marked(folder, marker.read_bytes()):
                 whole.append(folder)
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            if marked:
+                say(f"{folder} has lost a part of what was saved: it does not count")
+            shutil.rmtree(folder, ignore_errors=True)
         return max(whole, key=step_of, default=None)
 
     def mark_whole(self, step: int) -> None:
@@ -132,7 +138,8 @@ class Output:
         group.wait()
         if not group.is_main():
             return
-        (self.checkpoints / f"checkpoint-{step}" / _WHOLE).touch()
+        folder = self.checkpoints / f"checkpoint-{step}"
+        write_atomic(folder / _WHOLE, json.dumps(_sizes(folder)).encode())
         for old in sorted(self.checkpoints.glob("checkpoint-*"), key=step_of)[:-2]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -240,6 +247,23 @@ class Output:
 def step_of(folder: Path) -> int:
     """The step of a checkpoint."""
     return int(folder.name.rpartition("-")[2])
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file below, the marker aside."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != _WHOLE]
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+
+
+def _is_as_marked(folder: Path, marker: bytes) -> bool:
+    """Whether a checkpoint's files have the sizes that its marker names; that of an earlier gavel names
+    none."""
+    try:
+        named = json.loads(marker or b"{}")
+    except ValueError:
+        return False
+    found = _sizes(folder)
+    return all(found.get(name) == size for name, size in named.items())
 
 
 def _unlike(plan: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

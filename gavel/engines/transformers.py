@@ -132,6 +132,7 @@ class TransformersEngine:
         return self._hf
 
     def _load(self, path: str) -> Any:
+        from safetensors import SafetensorError
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
         config = self._config
@@ -146,10 +147,13 @@ class TransformersEngine:
             names = getattr(model_config, "architectures", None) or []
             self._is_reward = any("SequenceClassification" in name for name in names)
             kind = AutoModelForSequenceClassification if self._is_reward else AutoModelForCausalLM
-            model = kind.from_pretrained(path, **settings)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            model, info = kind.from_pretrained(
+                path, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+            )
+        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
             first = (str(error).strip().splitlines() or [repr(error)])[0]
             raise InputError(f"transformers cannot load it: {first}", where=path) from None
+        _check_whole(path, info)
         if config.adapter is not None:
             from peft import PeftModel
 
@@ -269,3 +273,14 @@ def _process(torch: Any, raw: Any, sampling: Any, seen: list[int], banned: set[i
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
         logits[order[before >= sampling.top_p]] = -torch.inf
     return logits
+
+
+def _check_whole(path: str, info: dict[str, Any]) -> None:
+    """Raises InputError for weights that transformers draws at random: that are missing, or of other shapes
+    than the configuration says."""
+    unlike = {entry[0] for entry in info["mismatched_keys"]}
+    for names, fault in ((set(info["missing_keys"]), "are missing"),
+                         (unlike, "have other shapes than its config.json says")):  # fmt: skip
+        if names:
+            raise InputError(f"{len(names):,} of its weights {fault}, {min(names)} among them", where=path,
+                             hint="Give the directory of a whole model.")  # fmt: skip

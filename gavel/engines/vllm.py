@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from safetensors import SafetensorError
+
 from gavel.engines import EngineConfig
 from gavel.errors import CapabilityError, EngineError, GavelError, InputError
 from gavel.processes import in_group
@@ -122,7 +124,7 @@ class VllmEngine:
         _check_shape(path, self._engine.model_config.hf_config)
         try:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
-        except (ValueError, KeyError, RuntimeError, AssertionError) as error:
+        except (ValueError, KeyError, RuntimeError, AssertionError, SafetensorError) as error:
             self.close()  # it may hold some of the new weights and some of the old
             raise EngineError(
                 f"vLLM cannot load these weights: {_reason(error)}",
@@ -390,7 +392,7 @@ def _start(config: EngineConfig, on_cpu: bool) -> Any:
         return LLM(**(settings | config.engine_args))
     except GavelError:
         raise
-    except (ValueError, OSError, TypeError) as error:
+    except (ValueError, OSError, TypeError, SafetensorError) as error:
         raise InputError(f"vLLM cannot load it: {_reason(error)}", where=config.model) from error
     except (RuntimeError, ImportError) as error:
         raise EngineError(f"vLLM did not start: {_reason(error)}", where=config.model) from error
