@@ -21,12 +21,11 @@ from typing import Any
 SLOWER_S = float(os.environ.get("GAVEL_TEST_SLOWER_S", "0"))  # a request, so that kills find stages at work
 
 
-def noting(log: int, name: str) -> None:
-    from gavel.engines.fake import FakeEngine
+def noting(log: int, kind: type, name: str) -> None:
+    """Notes what an engine's method is asked. kind: of the engine."""
+    plain = getattr(kind, name)
 
-    plain = getattr(FakeEngine, name)
-
-    def noted(self: FakeEngine, requests: Iterable[Any]) -> Iterator[Any]:
+    def noted(self: Any, requests: Iterable[Any]) -> Iterator[Any]:
         def through() -> Iterator[Any]:
             for request in requests:
                 os.write(log, f"{self.weights} {request.key}\n".encode())
@@ -35,7 +34,7 @@ def noting(log: int, name: str) -> None:
 
         return plain(self, through())  # type: ignore[no-any-return]
 
-    setattr(FakeEngine, name, noted)
+    setattr(kind, name, noted)
 
 
 def at_changes(then: Callable[[int], None], events: Container[str]) -> None:
@@ -67,15 +66,24 @@ def watch_changes(log: int, fatal: int) -> None:
     at_changes(then, ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"))
 
 
+def _engine() -> type:
+    if os.environ.get("GAVEL_TEST_VLLM"):
+        from gavel.engines.vllm import VllmEngine
+
+        return VllmEngine
+    from gavel.engines.fake import FakeEngine
+
+    return FakeEngine
+
+
 def run(root: str, config: str, step: str) -> None:
     from gavel.command import exit_codes
     from rounds.loop import run_rounds
     from rounds.read_config import read_config
 
     log = os.open(f"{root}.asked", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    if SLOWER_S:
-        noting(log, "sample")
-        noting(log, "score")
+    for name in ("sample", "score"):
+        noting(log, _engine(), name)
     watch_changes(os.open(f"{root}.changes", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), int(step))
     with exit_codes():
         run_rounds(Path(root), read_config(config))
