@@ -48,7 +48,7 @@ class Driver:
 
     def begin(self, root: Path, config: Path, fatal: int = 0) -> int:
         """Starts or resumes a run; returns its process id. fatal: which of its changes of the file system it
-        dies at."""
+        dies at, or below 0 after how many requests."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{root} {config} {fatal}\n")
         self._process.stdin.flush()
@@ -247,7 +247,10 @@ def test_kills_with_vllm_lose_nothing_that_was_on_record(tiny: Tiny, tmp_path: P
     """Five kills, each in the middle of a run: every record is there unchanged after the next start; nothing
     that was on record is asked again, no id doubled, none lost."""
     config = tmp_path / "rounds.toml"
-    config.write_text(to_toml(small_table(tiny, tmp_path, engine="vllm")))
+    table = small_table(tiny, tmp_path, engine="vllm")
+    for part in (table["policy"], table["judge"], table["evaluate"]["judge"]):
+        part["engine-arg"] = {"max_num_seqs": 2}  # few at once: some are on record while others are asked
+    config.write_text(to_toml(table))
     driver, draw = Driver(GAVEL_TEST_VLLM="1"), random.Random(1)
     kills, attempt = 0, 0
     while kills < 5:
@@ -255,8 +258,9 @@ def test_kills_with_vllm_lose_nothing_that_was_on_record(tiny: Tiny, tmp_path: P
         root = tmp_path / f"run-{attempt}"
         log, code, kept = Path(f"{root}.asked"), -1, dict[str, list[bytes]]()
         while code != 0:
-            # by what is done and not by the clock: a quick machine would be through before the third
-            fatal = draw.randrange(10, 150) if kills < 5 and kills % 2 == 0 else 0
+            # by what is done more than by the clock: a quick machine would be through before the third
+            ends = (-draw.randrange(50, 66), draw.randrange(10, 150), 0, -draw.randrange(10, 100), 0, 0)
+            fatal = ends[min(kills, 5)]  # the first in the midst of judging, after 8 and 32 completions
             before, seen = recorded(root), len(asked_in(log))
             pid = driver.begin(root, config, fatal)
             if kills < 5 and not fatal:
