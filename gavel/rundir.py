@@ -141,6 +141,21 @@ def read_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
             offset += len(line)
 
 
+def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (line number from 1, object) of the whole lines of a file; streams.
+
+    Raises RunDirError at a line that is no JSON object.
+    """
+    for number, _, line in read_lines(path):
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise RunDirError(f"not JSON: {error}", where=f"{path}:{number}") from None
+        if not isinstance(found, dict):
+            raise RunDirError("not a JSON object", where=f"{path}:{number}")
+        yield number, found
+
+
 def holds_lines(path: Path) -> bool:
     """Whether a file has a whole line; not so where there is no file."""
     return next(read_lines(path), None) is not None

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from gavel.command import warn
-from gavel.engines import EngineConfig
+from gavel.engines import EngineConfig, open_engine
 from gavel.errors import InputError
+from gavel.protocols import Capability, require
 from gavel.records import Prompt
+from judge.method import Method
 from rounds.config import JudgeConfig, RoundsConfig
-from rounds.judges import kin_of, models_of
+from rounds.judges import kin_of, models_of, parts_of
 from rounds.pool import Pool
+from rounds.toml_table import at
 
 #: Keys whose values are paths where something lies there; a hub id or an engine's own name stays as it is.
 _PATHS = {"model", "source", "held_out_source", "gold", "panel", "rubric", "forms_file", "aspects_file",
@@ -47,9 +50,9 @@ def check(config: RoundsConfig, *, drawn: bool = False) -> Pool | None:
     Returns: the prompts, unless they were drawn before.
     """
     _model(config.policy, "[policy]", chat=True)
-    _judge(config.judge, "[judge]")
+    _judge(config.judge, "[judge]", begins=not drawn)
     if config.evaluate.judge is not None:
-        _judge(config.evaluate.judge, "[evaluate.judge]")
+        _judge(config.evaluate.judge, "[evaluate.judge]", begins=not drawn)
     _kin(config)
     if config.gold is not None:
         from gavel.rows import BadRows
@@ -59,6 +62,7 @@ def check(config: RoundsConfig, *, drawn: bool = False) -> Pool | None:
         if not list(read_labelled(config.gold.gold, {}, bad)):
             raise InputError("holds no labelled pairs", where=f"[judge], gold ({config.gold.gold})")
         bad.check()
+    _candidates(config)
     _labels(config)
     _training(config)
     if drawn:
@@ -92,10 +96,39 @@ def _model(config: EngineConfig, where: str, *, chat: bool = False) -> None:
         ) from None
 
 
-def _judge(config: JudgeConfig, where: str) -> None:
+def _judge(config: JudgeConfig, where: str, *, begins: bool) -> None:
+    """begins: the run does, so that its servers should be there."""
     panel = config.options.get("panel")
-    for model in models_of(config):
-        _model(model, f"{where}, {panel}" if panel else where)
+    place = f"{where}, {panel}" if panel else where
+    for method, model in parts_of(config):
+        if model is not None:
+            _model(model, place)
+            with at(place):
+                _asked(method, model, begins=begins)
+
+
+def _asked(method: Method, model: EngineConfig, *, begins: bool) -> None:
+    """Raises InputError, CapabilityError or EngineError for a judge that would fail when it is first asked,
+    after all that was sampled for it: by an option that its engine does not know, a model of the wrong kind,
+    a server that is not there. One that takes its time to load is not opened."""
+    kind = model.resolved()
+    if kind == "fake" or (kind == "server" and begins):
+        with open_engine(model) as engine:
+            require(engine, *method.needs, task=f"judging by {method.name}")
+    if kind == "vllm" and model.engine_args:
+        from gavel.engines.vllm import check_arguments
+
+        check_arguments(model.engine_args)
+    if kind in ("vllm", "transformers") and not model.engine_args.keys() & {"runner", "convert"}:
+        from train.models import gives_scores
+
+        scores = gives_scores(model.model, model.trust_remote_code)
+        if scores and method.needs and Capability.REWARD not in method.needs:
+            raise InputError(f"a reward model, and judging by {method.name} needs a language model",
+                             where="--model", hint='It judges with method = "reward".')  # fmt: skip
+        if scores is False and Capability.REWARD in method.needs:
+            raise InputError(f"a language model, and judging by {method.name} needs a reward model",
+                             where="--model", hint="gavel train reward makes one.")  # fmt: skip
 
 
 def _kin(config: RoundsConfig) -> None:
@@ -111,6 +144,14 @@ def _kin(config: RoundsConfig) -> None:
     warn_of_kin(others, [policy], allowed=bool(second.options.get("self_judge")))
     if any(a.model == b.model or (a.weights and a.weights == b.weights) for a in labels for b in others):
         warn("the evaluation judge is the labelling judge: it will like what it has taught")
+
+
+def _candidates(config: RoundsConfig) -> None:
+    """Raises InputError for candidates that are all the same."""
+    joined = config.reference_answer or config.earlier_best
+    if config.sample.sampling.temperature == 0 and not joined:
+        raise InputError("all answers to a prompt would be the same, and no pair would come of them",
+                         where="[sample], temperature", hint="Raise it, or leave it at 1.")  # fmt: skip
 
 
 def _labels(config: RoundsConfig) -> None:

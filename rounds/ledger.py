@@ -19,7 +19,7 @@ from typing import Any
 
 from gavel.errors import InputError
 from gavel.plans import differences
-from gavel.rundir import JsonlWriter, RunDir, read_lines
+from gavel.rundir import JsonlWriter, RunDir, read_objects
 from gavel.weights import file_hash
 from rounds import progress
 
@@ -177,7 +177,8 @@ class Events:
         self.add("end", stage=stage, seconds=round(self.last_s, 3))
 
     def read(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for _, _, line in read_lines(self._path)]
+        """Raises RunDirError at a line that is no JSON object."""
+        return [event for _, event in read_objects(self._path)]
 
     def seconds(self) -> float:
         """Of all attempts at stages, those that did not end and those of stages that were redone too."""

@@ -79,7 +79,7 @@ class Pool:
     def read(cls, root: Path, content: str) -> Pool:
         """Those of a run. content: what `take_in` came to. Raises InputError where they are others by now."""
         paths = [root / name for name in (_POOL, _HELD_OUT)]
-        if ledger.content_of(*paths) != content:
+        if not all(path.exists() for path in paths) or ledger.content_of(*paths) != content:
             raise InputError(
                 f"{_POOL} or {_HELD_OUT} is no longer what the run took in", where=str(root),
                 hint="Put it back, or begin another run with a new --out: all rounds share the prompts.",

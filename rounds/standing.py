@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gavel.rundir import read_lines
+from gavel.errors import RunDirError
+from gavel.rundir import read_objects
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,14 @@ class Line:
 
 
 def read_figures(root: Path) -> list[Line]:
-    """The rounds that are over."""
-    return [Line(**json.loads(line)) for _, _, line in read_lines(root / "figures.jsonl")]
+    """The rounds that are over. Raises RunDirError at a line that it does not understand."""
+    path, found = root / "figures.jsonl", list[Line]()
+    for number, row in read_objects(path):
+        try:
+            found.append(Line(**row))
+        except TypeError:
+            raise RunDirError("not the figures of a round", where=f"{path}:{number}") from None
+    return found
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@ be killed and begun again without waiting for imports.
 
 Reads lines "ROOT CONFIG STEP" from standard input; prints "pid N" when a run has begun and "exit N" when it
 is over; and of a line "!COMMAND", which it gives to the shell. A run kills itself before it changes the file
-system for the STEP-th time, 0: never. What engines are asked is noted in ROOT.asked, one line a request: the
-engine's weights and the request's key; how often a run changed the file system in ROOT.changes.
+system for the STEP-th time, 0: never; of a STEP below 0 after that many requests to engines. What engines are
+asked is noted in ROOT.asked, one line a request: the engine's weights and the request's key; how often a run
+changed the file system in ROOT.changes.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -21,21 +23,22 @@ from typing import Any
 SLOWER_S = float(os.environ.get("GAVEL_TEST_SLOWER_S", "0"))  # a request, so that kills find stages at work
 
 
-def noting(log: int, name: str) -> None:
-    from gavel.engines.fake import FakeEngine
+def noting(log: int, kind: type, name: str, left: Iterator[int]) -> None:
+    """Notes what an engine's method is asked. kind: of the engine. left: where it says 0 it dies."""
+    plain = getattr(kind, name)
 
-    plain = getattr(FakeEngine, name)
-
-    def noted(self: FakeEngine, requests: Iterable[Any]) -> Iterator[Any]:
+    def noted(self: Any, requests: Iterable[Any]) -> Iterator[Any]:
         def through() -> Iterator[Any]:
             for request in requests:
+                if next(left) == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
                 os.write(log, f"{self.weights} {request.key}\n".encode())
                 time.sleep(SLOWER_S)
                 yield request
 
         return plain(self, through())  # type: ignore[no-any-return]
 
-    setattr(FakeEngine, name, noted)
+    setattr(kind, name, noted)
 
 
 def at_changes(then: Callable[[int], None], events: Container[str]) -> None:
@@ -67,15 +70,25 @@ def watch_changes(log: int, fatal: int) -> None:
     at_changes(then, ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"))
 
 
+def _engine() -> type:
+    if os.environ.get("GAVEL_TEST_VLLM"):
+        from gavel.engines.vllm import VllmEngine
+
+        return VllmEngine
+    from gavel.engines.fake import FakeEngine
+
+    return FakeEngine
+
+
 def run(root: str, config: str, step: str) -> None:
     from gavel.command import exit_codes
     from rounds.loop import run_rounds
     from rounds.read_config import read_config
 
     log = os.open(f"{root}.asked", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    if SLOWER_S:
-        noting(log, "sample")
-        noting(log, "score")
+    left = itertools.count(int(step) or 1)
+    for name in ("sample", "score"):
+        noting(log, _engine(), name, left)
     watch_changes(os.open(f"{root}.changes", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), int(step))
     with exit_codes():
         run_rounds(Path(root), read_config(config))

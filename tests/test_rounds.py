@@ -419,24 +419,32 @@ def test_a_spent_budget_stops_and_a_larger_one_goes_on(tiny: Tiny, tmp_path: Pat
     assert [line.round for line in read_figures(run)] == [0, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"pairs": {"min-margin": 1e9}}, "no pair came out"),
+        ({"train": {"max-length": 4}}, "there is nothing to train on"),
+    ],
+)
 def test_a_round_with_too_little_to_train_on_ends_the_run_in_words(
-    tiny: Tiny, tmp_path: Path, gavel: Gavel
+    tiny: Tiny, tmp_path: Path, gavel: Gavel, change: dict[str, Any], why: str
 ) -> None:
-    """Whether no pair came out or too few for a batch: the round is recorded, and resuming says the same."""
+    """Whether no pair came out or none is left to train on: the round is recorded, and resuming says so."""
     table = small_table(tiny, tmp_path)
-    table["pairs"] = {"min-margin": 1e9}
+    for name, entries in change.items():
+        table[name] |= entries
     run = tmp_path / "run"
     ended = gavel("rounds", "start", write(table, tmp_path), "--out", run)
     assert ended.code == 1, ended.err
     assert f"Use {tiny.lm}, as it was before the rounds" in ended.out.replace("\n", " ")
-    assert "round 1, stop: no pair came out" in ended.err
+    assert f"round 1, stop: {why}" in ended.err
     (before, last) = read_figures(run)
     assert (last.decision, last.model, last.weights) == ("stop", before.model, before.weights)
     again = gavel("rounds", "resume", run)
     assert (again.code, again.out) == (1, ended.out)
     assert json.loads(gavel("rounds", "status", run, "--json").out)["state"] == "over"
     assert gavel("report", run, "--out", tmp_path / "page.html").code == 0
-    assert "no pair came out" in (tmp_path / "page.html").read_text()
+    assert why in (tmp_path / "page.html").read_text()
 
 
 def test_gates_that_were_changed_speak_anew_of_rounds_that_are_over(copied: Path, gavel: Gavel) -> None:
@@ -505,6 +513,7 @@ def test_weights_that_nothing_needs_are_freed(tiny: Tiny, tmp_path: Path, gavel:
         (("pairs", "aspect"), ["nope"], "the judge is not asked about 'nope'"),
         (("train", "label-smoothing"), "measured", "the flip rate is not measured"),
         (("train", "soft-labels"), True, "not how probably"),
+        (("sample", "temperature"), 0.0, "no pair would come"),
         (("train",), {"reference": "first", "loss": {"hinge": 1}, "label-smoothing": "measured"}, "hinge"),
     ],
 )
@@ -523,6 +532,38 @@ def test_everything_is_checked_before_the_first_token(
     assert done.code == 2 and said in done.err, done.err
     assert "Traceback" not in done.err
     assert not run.exists()
+
+
+@pytest.mark.parametrize("table", ["judge", "evaluate.judge"])
+@pytest.mark.parametrize(
+    ("judge", "said"),
+    [
+        ({"engine-arg": {"fail-evry": 1}}, "engine_arg: unknown fail-evry"),
+        ({"engine": "server", "base-url": "http://127.0.0.1:9/v1"}, "127.0.0.1:9"),
+        ({"method": "reward", "engine": "transformers"}, "judging by reward needs a reward model"),
+    ],
+)
+def test_a_judge_that_cannot_be_asked_is_told_before_anything_is_sampled_for_it(
+    tiny: Tiny, tmp_path: Path, gavel: Gavel, table: str, judge: dict[str, Any], said: str
+) -> None:
+    whole = small_table(tiny, tmp_path)
+    part = whole["judge"] if table == "judge" else whole["evaluate"]["judge"]
+    if "method" in judge:
+        del part["form"]
+    part |= judge
+    done = gavel("rounds", "start", write(whole, tmp_path), "--out", tmp_path / "run")
+    assert done.code in (1, 2) and said in done.err, done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reward_model_that_is_to_write_is_told_before_anything_is_sampled(
+    tiny: Tiny, tmp_path: Path, gavel: Gavel
+) -> None:
+    table = small_table(tiny, tmp_path)
+    table["judge"] |= {"model": tiny.reward, "engine": "transformers"}
+    done = gavel("rounds", "start", write(table, tmp_path), "--out", tmp_path / "run")
+    assert done.code == 2 and "judging by gptscore needs a language model" in done.err, done.err
+    assert "[judge], model" in done.err and not (tmp_path / "run").exists()
 
 
 def test_the_policy_is_no_server(tiny: Tiny, tmp_path: Path, gavel: Gavel) -> None:

@@ -48,7 +48,7 @@ class Driver:
 
     def begin(self, root: Path, config: Path, fatal: int = 0) -> int:
         """Starts or resumes a run; returns its process id. fatal: which of its changes of the file system it
-        dies at."""
+        dies at, or below 0 after how many requests."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{root} {config} {fatal}\n")
         self._process.stdin.flush()
@@ -168,6 +168,12 @@ def recorded(root: Path) -> set[str]:
     return ids
 
 
+def asked_in(log: Path) -> list[str]:
+    """The ids of what engines were asked for, in order."""
+    lines = log.read_bytes().decode().splitlines() if log.exists() else []
+    return [line.split()[1].split("/")[0] for line in lines]
+
+
 def test_thirty_kills_change_nothing(driver: Driver, calm: Calm, tmp_path: Path) -> None:
     """Records, pairs, weights and figures are byte for byte those of a run that nobody disturbed; nothing
     that was on record when the process died is asked again; no id is there twice. Half of the kills come at a
@@ -180,20 +186,19 @@ def test_thirty_kills_change_nothing(driver: Driver, calm: Calm, tmp_path: Path)
         log = Path(f"{root}.asked")
         while True:
             fatal = draw.randrange(1, calm.changes) if kills < KILLS and kills % 2 else 0
+            before, seen = recorded(root), len(asked_in(log))
             pid = driver.begin(root, calm.config, fatal)
             if kills < KILLS and not fatal:
                 kill_after(pid, draw.uniform(0, 0.7 * calm.seconds))
-            before = recorded(root) if root.exists() else set()
-            seen = len(log.read_bytes()) if log.exists() else 0
             code = driver.end()
-            fresh = log.read_bytes()[seen:].decode().splitlines() if log.exists() else []
-            again = before & {line.split()[1].split("/")[0] for line in fresh}
+            again = before & set(asked_in(log)[seen:])
             assert not again, f"asked again of what was on record: {sorted(again)[:3]}"
             if code == 0:
                 break
             assert code == -signal.SIGKILL
             kills += 1
             died_in.add(last_begun(root))
+        assert recorded(root) & set(asked_in(log)), "what is asked is not noted"
         assert not differing(contents(root), calm.contents)
         assert outputs(root) == calm.outputs
         for path in root.rglob("*s.jsonl"):
@@ -239,41 +244,52 @@ def last_begun(root: Path) -> str:
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 def test_kills_with_vllm_lose_nothing_that_was_on_record(tiny: Tiny, tmp_path: Path) -> None:
-    """Each record is there unchanged after the next start; no judgment is asked for twice, no id doubled."""
+    """Five kills, each in the middle of a run: every record is there unchanged after the next start; nothing
+    that was on record is asked again, no id doubled, none lost."""
     config = tmp_path / "rounds.toml"
-    config.write_text(to_toml(small_table(tiny, tmp_path, engine="vllm")))
-    driver, draw, root = Driver(GAVEL_TEST_VLLM="1"), random.Random(1), tmp_path / "run"
-    kills, code, kept = 0, -1, {}
-    while code != 0:
-        # by what is done and not by the clock: a quick machine would be through before the third
-        fatal = draw.randrange(10, 150) if kills < 5 and kills % 2 == 0 else 0
-        pid = driver.begin(root, config, fatal)
-        if kills < 5 and not fatal:
-            kill_after(pid, draw.uniform(0.5, 2.5))
-        code = driver.end()
-        now = lines_of(root)
-        for path, lines in kept.items():
-            assert now[path][: len(lines)] == lines, path
-        kept = now
-        assert code in (0, -signal.SIGKILL)
-        kills += code != 0
+    table = small_table(tiny, tmp_path, engine="vllm")
+    for part in (table["policy"], table["judge"], table["evaluate"]["judge"]):
+        part["engine-arg"] = {"max_num_seqs": 2}  # few at once: some are on record while others are asked
+    config.write_text(to_toml(table))
+    driver, draw = Driver(GAVEL_TEST_VLLM="1"), random.Random(1)
+    kills, attempt = 0, 0
+    while kills < 5:
+        attempt += 1
+        root = tmp_path / f"run-{attempt}"
+        log, code, kept = Path(f"{root}.asked"), -1, dict[str, list[bytes]]()
+        while code != 0:
+            # by what is done more than by the clock: a quick machine would be through before the third
+            ends = (-draw.randrange(50, 66), draw.randrange(10, 150), 0, -draw.randrange(10, 100), 0, 0)
+            fatal = ends[min(kills, 5)]  # the first in the midst of judging, after 8 and 32 completions
+            before, seen = recorded(root), len(asked_in(log))
+            pid = driver.begin(root, config, fatal)
+            if kills < 5 and not fatal:
+                kill_after(pid, draw.uniform(0.5, 2.5))
+            code = driver.end()
+            again = before & set(asked_in(log)[seen:])
+            assert not again, f"asked again of what was on record: {sorted(again)[:3]}"
+            now = lines_of(root)
+            for path, lines in kept.items():
+                assert now[path][: len(lines)] == lines, path
+            kept = now
+            assert code in (0, -signal.SIGKILL)
+            kills += code != 0
+        assert recorded(root) & set(asked_in(log)), "what is asked is not noted"
+        check_whole(root)
     driver.close()
-    assert kills >= 3, "the run was over before it could be killed"
-    for path, lines in kept.items():
+
+
+def check_whole(root: Path) -> None:
+    """Three rounds are over, with each completion judged once."""
+    for path, lines in lines_of(root).items():
         ids = [json.loads(line)["id"] for line in lines]
         assert len(ids) == len(set(ids)), path
-    assert [json.loads(line)["round"] for line in (root / "figures.jsonl").read_bytes().splitlines()] == [
-        0,
-        1,
-        2,
-        3,
-    ]
+    figures = (root / "figures.jsonl").read_bytes().splitlines()
+    assert [json.loads(line)["round"] for line in figures] == [0, 1, 2, 3]
     stages = json.loads((root / "manifest.json").read_bytes())["stages"]
     for number in (1, 2, 3):
-        assert (
-            stages[f"{number:02d}/judge"]["summary"]["judgments"]
-            == stages[f"{number:02d}/sample"]["summary"]["completions"]
-        )
+        judged, sampled = (stages[f"{number:02d}/{stage}"]["summary"] for stage in ("judge", "sample"))
+        assert judged["judgments"] == sampled["completions"] == 8 * 4
 
 
 def lines_of(root: Path) -> dict[str, list[bytes]]:

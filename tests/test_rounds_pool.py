@@ -108,6 +108,9 @@ def test_prompts_that_were_changed_in_the_run_are_refused(tmp_path: Path) -> Non
     (root / "held_out.jsonl").write_text(text.replace("question", "answer", 1))
     with pytest.raises(InputError, match="no longer what the run took in"):
         Pool.read(root, content)
+    (root / "held_out.jsonl").unlink()
+    with pytest.raises(InputError, match="no longer what the run took in"):
+        Pool.read(root, content)
 
 
 def test_a_column_that_nothing_tells_is_asked_for_in_the_files_own_words(tmp_path: Path) -> None:

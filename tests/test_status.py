@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rounds_made import small_table
 
+from gavel.errors import RunDirError
 from gavel.rundir import RunDir
 from rounds.ledger import Events
 from rounds.standing import Line
@@ -142,3 +143,18 @@ def test_what_is_counted_of_each_stage(run: Path) -> None:
     assert count("02/sample") == ("completions", 20, 32)
     assert count("02/evaluate") == ("completions", 3, 8)
     assert count("02/pair") is None and count("02/train") is None and count("prompts") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        ("events.jsonl", "{", "not JSON"),
+        ("events.jsonl", "[1]", "not a JSON object"),
+        ("figures.jsonl", '{"round": 1}', "not the figures of a round"),
+    ],
+)
+def test_a_line_that_is_none_is_said_by_its_place(run: Path, name: str, line: str, said: str) -> None:
+    with open(run / name, "a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(RunDirError, match=f"{name}:[0-9]+.*{said}"):
+        status(run)

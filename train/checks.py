@@ -44,7 +44,7 @@ def check_names(config: TrainConfig) -> None:
 
 
 class TooFewRows(InputError):
-    """Fewer rows to train on than one batch."""
+    """Fewer rows to train on than one batch, or none."""
 
 
 def check_halving(config: TrainConfig) -> None:
@@ -63,9 +63,9 @@ def check_batch(config: TrainConfig, rows: Sequence[Row]) -> None:
 
 
 def check_rows(config: TrainConfig, rows: Sequence[Row]) -> None:
-    """Refuses what would be truncated or divide by zero."""
+    """Refuses what would be truncated or divide by zero. Raises TooFewRows where there are none."""
     if not rows:
-        raise InputError("there is nothing to train on", where="--data")
+        raise TooFewRows("there is nothing to train on", where="--data")
     context = models.context_of(config.model, config.trust_remote_code)
     for row in rows:
         if context is not None and row.length > context:

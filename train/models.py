@@ -27,6 +27,7 @@ from train.rows import Encoder
 _COMPANIONS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
                "*.model", "*.tiktoken", "chat_template*", "generation_config.json", "*.py")  # fmt: skip
 _SCORES = "ForSequenceClassification"  # of the name of a model that gives scores
+_WRITES = "ForCausalLM"  # of one that writes
 #: What transformers raises of files that are damaged or no model's; PyTorch's lack of memory among them.
 _FAULTS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 _WHOLE_MODEL = "Give the directory of a whole model."
@@ -52,6 +53,17 @@ def context_of(path: str, trust_remote_code: bool = False, *, option: str = "--m
     config = _config_of(path, trust_remote_code, option)
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(limit) if limit else None
+
+
+def gives_scores(path: str, trust_remote_code: bool = False) -> bool | None:
+    """Whether a model is a reward model; None where its architecture is neither one that scores nor one that
+    writes. Raises InputError for a model that cannot be used."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _unloadable(path, error) from None
+    names = str(config.architectures)
+    return True if _SCORES in names else False if _WRITES in names else None
 
 
 def encoder_of(config: RowConfig, tokenizer: HfTokenizer | None = None) -> Encoder:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import difflib
 import gc
+import inspect
 import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -358,6 +361,23 @@ def prepare_environment() -> bool:
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     return on_cpu
+
+
+def check_arguments(engine_args: Mapping[str, Any]) -> None:
+    """Raises InputError for an argument that vLLM does not know. Imports vLLM; says nothing where there is
+    none."""
+    prepare_environment()
+    try:
+        from vllm import LLM
+        from vllm.engine.arg_utils import EngineArgs
+    except ImportError:
+        return
+    known = [field.name for field in dataclasses.fields(EngineArgs)] + [*inspect.signature(LLM).parameters]
+    for name in engine_args:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f'Did you mean "{close[0]}"?' if close else None
+            raise InputError(f"vLLM knows no {name}", where="--engine-arg", hint=hint)
 
 
 def _start(config: EngineConfig, on_cpu: bool) -> Any:

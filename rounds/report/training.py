@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from gavel.errors import RunDirError
-from gavel.rundir import read_lines
+from gavel.rundir import read_objects
 from rounds.report.shapes import Curve, RoundFigures
 
 MOST_POINTS = 300  # of a curve
@@ -24,7 +23,7 @@ def read_curves(path: Path) -> list[Curve]:
     Raises RunDirError at a line that is no JSON object.
     """
     found: dict[str, list[tuple[int, float]]] = {}
-    for number, row in _rows(path):
+    for number, row in read_objects(path):
         step = row.get("step", number)
         for name, value in row.items():
             numeric = isinstance(value, int | float) and not isinstance(value, bool)
@@ -55,7 +54,7 @@ def read_rounds(path: Path) -> list[RoundFigures]:
     Raises RunDirError at a line that it does not understand.
     """
     found: dict[int, RoundFigures] = {}
-    for number, row in _rows(path):
+    for number, row in read_objects(path):
         row.setdefault("model", "")
         for name in ("start", "learning_rate", "decision", "best"):
             row.setdefault(name, None)
@@ -67,14 +66,3 @@ def read_rounds(path: Path) -> list[RoundFigures]:
             raise RunDirError(f"not the figures of a round: {error}", where=f"{path}:{number}") from None
         found[made.round] = made
     return [found[number] for number in sorted(found)]
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, _, line in read_lines(path):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise RunDirError(f"not JSON: {error}", where=f"{path}:{number}") from None
-        if not isinstance(row, dict):
-            raise RunDirError("not a JSON object", where=f"{path}:{number}")
-        yield number, row
