@@ -3,17 +3,17 @@
     python -P benchmarks/training.py [--pairs 112] [--cases one four all] [--repeats 3] [--threads 1] [--bf16]
     python -P benchmarks/training.py --size 500m --bf16 --attention flash_attention_2    # on a GPU
 
-A random Llama of 3.3 M parameters (or 524 M), one precision on all sides (float32 unless asked otherwise),
+A random Llama of 3.3 M parameters (or 527 M), one precision on all sides (float32 unless asked otherwise),
 prompts of about 100 tokens and completions of 8 to 160, the same ids and seed. Cases: one pair a prompt,
 four (of eight completions), all 28 of eight completions. TRL's defaults: gradient checkpointing, the
 reference in every step. Tuned: no checkpointing, the reference's log-probabilities computed once before.
 
 Seconds are processor time, as a machine may be shared; with one thread that is what the clock says on a
-free one. On a GPU they are those of the clock, with nothing left to be done, and memory is what torch
-allocated there. The sides take turns. "all" has the making of the trainer in it, and with it the reference
-pass; "train" is the training alone. Gradients are those of one batch of 16 pairs, a mean over its pairs on
-both sides. Memory is measured in a process a side: the most that training held beyond what it held at its
-first step.
+free one. On a GPU they are those of the clock, with nothing left to be done. The sides take turns. "all"
+has the making of the trainer in it, and with it the reference pass; "train" is the training alone.
+Gradients are those of one batch of 16 pairs, a mean over its pairs on both sides. Memory is measured in a
+process a side: the most that training held beyond what it held at its first step; on a GPU the most that
+torch allocated there in all.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ from train.output import Output
 
 VOCAB, BATCH, MICRO = 2048, 16, 8
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
-#: name → hidden size, that of the feed-forward layers, layers, heads, heads of keys and values
-SIZES = {"small": (256, 512, 4, 8, 4), "500m": (1280, 3456, 30, 20, 5)}
+#: name → vocabulary, hidden size, that of the feed-forward layers, layers, heads, heads of keys and values
+SIZES = {"small": (VOCAB, 256, 512, 4, 8, 4), "500m": (32_000, 1280, 3456, 28, 20, 5)}
 CASES = {"one": 1, "four": 4, "all": 28}  # pairs a prompt
 TIMED = ("TRL", "TRL tuned", "gavel")
 Side = Callable[[Path], Any]
@@ -171,10 +171,8 @@ def held(make: Side) -> float:
     with tempfile.TemporaryDirectory() as out:
         trainer = make(Path(out))
         if torch.cuda.is_available():
-            held_before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
             trainer.train()
-            return (torch.cuda.max_memory_allocated() - held_before) / 2**20
+            return torch.cuda.max_memory_allocated() / 2**20
         before = _status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
         trainer.train()
@@ -209,9 +207,9 @@ def pairs(count: int, per_prompt: int) -> list[PairRow]:
 
 def save_model(folder: str, size: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    hidden, inner, layers, heads, pairs_of_heads = size
+    vocabulary, hidden, inner, layers, heads, pairs_of_heads = size
     LlamaForCausalLM(LlamaConfig(
-        vocab_size=VOCAB, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=pairs_of_heads, max_position_embeddings=1024,
         pad_token_id=0, eos_token_id=1, tie_word_embeddings=True,
     )).save_pretrained(folder)  # fmt: skip

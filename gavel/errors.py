@@ -62,3 +62,7 @@ class CheckFailed(GavelError):
     """A check or gate said no."""
 
     exit_code = Exit.FAILED
+
+
+class BudgetSpent(CheckFailed):
+    """What a run may spend is spent: it stopped as it was told to."""

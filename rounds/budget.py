@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from gavel.errors import CheckFailed
+from gavel.errors import BudgetSpent
 from gavel.rundir import read_lines
 from judge.collect import Limits
 from rounds.config import Budget
@@ -15,12 +15,12 @@ from rounds.ledger import Events
 
 
 def check_budget(root: Path, budget: Budget, events: Events) -> None:
-    """Raises CheckFailed where the hours or the disk are spent."""
+    """Raises BudgetSpent where the hours or the disk are spent."""
     if budget.hours is not None and (hours := events.seconds() / 3600) >= budget.hours:
-        raise CheckFailed(f"the budget of {budget.hours:g} hours is spent ({hours:.2f})",
+        raise BudgetSpent(f"the budget of {budget.hours:g} hours is spent ({hours:.2f})",
                           where=str(root), hint="Raise hours in [budget] and resume.")  # fmt: skip
     if budget.disk_gb is not None and (size := _bytes_in(root) / 1e9) >= budget.disk_gb:
-        raise CheckFailed(f"the budget of {budget.disk_gb:g} GB on disk is spent ({size:.2f})",
+        raise BudgetSpent(f"the budget of {budget.disk_gb:g} GB on disk is spent ({size:.2f})",
                           where=str(root),
                           hint="Raise disk_gb in [budget], or free some, and resume.")  # fmt: skip
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gavel.errors import InputError
+from gavel.errors import BudgetSpent, InputError
 from gavel.plans import differences
 from gavel.rundir import JsonlWriter, RunDir, read_objects
 from gavel.weights import file_hash
@@ -170,7 +170,7 @@ class Events:
         try:
             yield
         except BaseException as error:
-            kind = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+            kind = "stopped" if isinstance(error, KeyboardInterrupt | BudgetSpent) else "failed"
             self.add(kind, stage=stage, seconds=round(time.monotonic() - started, 3), why=str(error)[:500])
             raise
         self.last_s = time.monotonic() - started

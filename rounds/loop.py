@@ -78,6 +78,10 @@ def _prepare(run: RunDir, config: RoundsConfig, engines: Lifetimes, again: str |
 
     Raises InputError, with nothing changed, where something does not fit or cannot be redone.
     """
+    over = [line for line in read_figures(run.path) if not again or line.round < redo.parse(again)[0]]
+    if len(over) - 1 > config.rounds:
+        raise InputError(f"{len(over) - 1} rounds are over, more than rounds = {config.rounds}",
+                         where=str(run.path), hint="Set rounds to as many at least.")  # fmt: skip
     to_redo = redo.from_on(*redo.parse(again)) if again else lambda stage: False
     following, lines = None, list[Line]()
     try:

@@ -13,7 +13,7 @@ import msgspec
 
 from gavel.command import say
 from gavel.engines import EngineConfig
-from gavel.errors import CheckFailed, GavelError
+from gavel.errors import BudgetSpent, GavelError
 from gavel.packed import count_of
 from gavel.protocols import Engine
 from gavel.records import Completion, Prompt, digest
@@ -136,7 +136,7 @@ def label(run: RunDir, judging: Judging, gate: Gate | None, gold: Path, limits: 
         gate.check(run, judging, journal=gold)
     summary = asked_twice(lambda: judging.judge(run, limits=limits()), str(run.path))
     if summary["left"]:
-        raise CheckFailed(
+        raise BudgetSpent(
             f"the budget of the judge is spent, {summary['left']:,} judgments are left",
             where=str(run.path), hint="Raise judge_calls or judge_tokens in [budget] and resume.",
         )  # fmt: skip

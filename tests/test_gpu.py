@@ -28,21 +28,24 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
-def pairs(path: Path, count: int) -> Path:
+def rows(path: Path, count: int, kind: str) -> Path:
+    """Pairs in which w5 is preferred, or what is preferred as demonstrations."""
     draw = random.Random(0)
 
     def words() -> str:
         return " ".join(f"w{draw.randrange(7, 35)}" for _ in range(draw.randrange(1, 7)))
 
-    rows = [{"prompt": words(), "chosen": f"w5 {words()}", "rejected": f"w6 {words()}"} for _ in range(count)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = [{"prompt": words(), "chosen": f"w5 {words()}", "rejected": f"w6 {words()}"} for _ in range(count)]
+    if kind == "sft":
+        made = [{"instruction": row["prompt"], "output": row["chosen"]} for row in made]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
     return path
 
 
-@pytest.mark.parametrize("kind", ["dpo", "dpo/lora", "reward"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "dpo/lora", "reward"])
 def test_a_gpu_takes_the_steps_of_a_cpu(kind: str, model: str, tmp_path: Path) -> None:
     """In float32, each in a process of its own."""
-    data, steps = pairs(tmp_path / "pairs.jsonl", 64), {}
+    data, steps = rows(tmp_path / "rows.jsonl", 64, kind), {}
     trainer, _, lora = kind.partition("/")
     for device in ("", "0"):
         out = tmp_path / (device or "cpu")

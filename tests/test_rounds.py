@@ -109,6 +109,18 @@ def test_more_rounds_go_on_from_a_finished_run(copied: Path, gavel: Gavel) -> No
     assert (copied / "rounds" / "03" / "model" / "model.safetensors").exists()
 
 
+def test_fewer_rounds_than_are_over_are_refused(copied: Path, gavel: Gavel) -> None:
+    """Else the last words would pass over what was trained."""
+    config, before = copied / "config.toml", (copied / "figures.jsonl").read_bytes()
+    config.write_text(config.read_text().replace("rounds = 2", "rounds = 1", 1))
+    refused = gavel("rounds", "resume", copied)
+    assert refused.code == 2 and "2 rounds are over, more than rounds = 1" in refused.err
+    assert (copied / "figures.jsonl").read_bytes() == before
+    redone = gavel("rounds", "resume", copied, "--from", "01/evaluate", "--json")
+    assert redone.code == 0, redone.err
+    assert [line["round"] for line in json.loads(redone.out)["rounds"]] == [0, 1]
+
+
 def test_rounds_take_new_prompts_and_none_that_is_held_out(finished: Path) -> None:
     asked = [{r["id"] for r in rows_of(finished / "rounds" / n / "prompts.jsonl")} for n in ("01", "02")]
     held_out = {row["id"] for row in rows_of(finished / "held_out.jsonl")}
@@ -413,6 +425,7 @@ def test_a_spent_budget_stops_and_a_larger_one_goes_on(tiny: Tiny, tmp_path: Pat
     again = gavel("rounds", "resume", run)
     assert again.code == 1 and "the budget of the judge is spent" in again.err
     assert {path: path.read_bytes() for path in judged} == judged, "the same budget buys nothing more"
+    assert "failures  none" in gavel("rounds", "status", run).out, "it did as it was told"
     table["budget"] = {"judge_calls": 400}
     done = gavel("rounds", "start", write(table, tmp_path), "--out", run)
     assert done.code == 0, done.err

@@ -67,6 +67,19 @@ def test_what_does_not_suit_the_model_is_refused(model: str, tmp_path: Path) -> 
         assert "q_proj" in caught.value.hint and "lm_head" not in caught.value.hint, "what would be taken"
 
 
+def test_an_adapter_is_no_model(model: str, tmp_path: Path) -> None:
+    import torch
+
+    from train.dpo import train_dpo
+    from train.models import context_of, load
+
+    train_dpo(settings(model, lora_r=2), planted(8), tmp_path / "adapter")
+    for read in (context_of, lambda path: load(path, torch.float32)):
+        with pytest.raises(InputError, match=r"--model .*adapter: an adapter, and a whole model") as caught:
+            read(str(tmp_path / "adapter"))
+        assert "--merge" in str(caught.value.hint)
+
+
 def test_a_model_of_which_weights_are_missing_is_refused(model: str, tmp_path: Path) -> None:
     """transformers would draw them at random. A tied head is no weight of its own."""
     import shutil

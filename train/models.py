@@ -58,11 +58,7 @@ def context_of(path: str, trust_remote_code: bool = False, *, option: str = "--m
 def gives_scores(path: str, trust_remote_code: bool = False) -> bool | None:
     """Whether a model is a reward model; None where its architecture is neither one that scores nor one that
     writes. Raises InputError for a model that cannot be used."""
-    try:
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise _unloadable(path, error) from None
-    names = str(config.architectures)
+    names = str(_config_of(path, trust_remote_code, "--model").architectures)
     return True if _SCORES in names else False if _WRITES in names else None
 
 
@@ -278,6 +274,9 @@ def _check_whole(path: str, missing: Collection[str], option: str) -> None:
 
 
 def _unloadable(path: str, error: Exception, option: str) -> InputError:
+    if (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").exists():
+        return InputError("an adapter, and a whole model is needed", where=f"{option} {path}",
+                          hint="The training that made it gives one with --merge.")  # fmt: skip
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return InputError(f"no model can be loaded from it: {reason}", where=f"{option} {path}",
                       hint="Give a directory or hub id of a causal language model.")  # fmt: skip
