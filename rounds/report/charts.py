@@ -203,7 +203,7 @@ def by_round(
         "axis": {"format": "d", "values": named},
         "scale": {"domain": [rounds[0].round - 0.3, rounds[-1].round + 0.3]},
     }  # fmt: skip
-    y = {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False}}
+    y = {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False, "padding": 16}}
     layer: list[Spec] = []
     if any(v["low"] is not None for v in values):
         banded = [v for v in values if v["low"] is not None]
@@ -218,7 +218,7 @@ def by_round(
     for limit in limits:
         mark = {"type": "rule", "color": "@bad", "strokeDash": [5, 4]}
         layer.append({"data": {"values": [limit]}, "mark": mark, "encoding": {"y": y}})
-        mark = {"type": "text", "align": "right", "dx": -3, "dy": -6, "color": "@bad"}
+        mark = {"type": "text", "align": "right", "dx": -3, "dy": limit["side"], "color": "@bad"}
         at = {"x": {"value": "width"}, "y": y, "text": {"field": "action"}}
         layer.append({"data": {"values": [limit]}, "mark": mark, "encoding": at})
     tooltip = _tooltip(round="round", value=title, low="95 % from", high="to", n="of")
@@ -255,10 +255,10 @@ def _limits(name: str, rounds: Sequence[RoundFigures]) -> list[Spec]:
     held = [[g for g in one.gates if g.get("figure") == name] for one in rounds]
     found = []
     for gate in next((gates for gates in reversed(held) if gates), []):
-        for end, words in (("min", "at least"), ("max", "at most")):
+        for end, words, side in (("min", "at least", 8), ("max", "at most", -6)):  # beyond its line
             if known(gate.get(end)):
                 what = f"{words} {number(gate[end])}, else {_action(gate)}"
-                found.append({"value": gate[end], "action": _action(gate), "what": what})
+                found.append({"value": gate[end], "action": _action(gate), "what": what, "side": side})
     return found
 
 

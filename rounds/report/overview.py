@@ -91,7 +91,7 @@ def _round_cards(rounds: Sequence[RoundFigures]) -> list[Card]:
         figure = best.figures.get(name, {})
         if figure.get("value") is not None:
             low, high = figure.get("interval") or (None, figure["value"])  # bad as a gate has it: all of it
-            interval = f"95 %: {number(low)} to {number(high)}" if low is not None else ""
+            interval = f"95 %: {low:.1f} to {high:.1f}" if low is not None else ""
             of = f"{figure['n']:,} prompts" if isinstance(figure.get("n"), int) else ""
             cards.append(
                 Card(label, f"{figure['value']:.1f} %", ", ".join(filter(None, (interval, of))),
