@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,21 +74,28 @@ def shared(tiny: Tiny, data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     launch = ["-P", "-m", "accelerate.commands.launch", "--config_file", CONFIGURATIONS / "fsdp2.yaml",
               "--num_processes", 2, "--main_process_port", 0,
               Path(__file__).with_name("fsdp_on_cpus.py")]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, *map(str, launch), str(folder / "jobs")],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    codes = folder / "jobs.codes"
+    start, codes = [sys.executable, *map(str, launch), str(folder / "jobs")], folder / "jobs.codes"
+    done = _run(start)
+    if not codes.exists() and (ended := re.search(r"exitcode +: -(6|11) ", done.stderr)):
+        # seen once in some 150 trainings, as the optimiser's state was gathered, and by no means again
+        said = f"a process ended by signal {ended[1]}, and all began again:\n{done.stderr}"
+        warnings.warn(said, stacklevel=1)
+        for job in jobs:
+            shutil.rmtree(job["arguments"][-1], ignore_errors=True)
+        done = _run(start)
     assert codes.exists() and json.loads(codes.read_text()) == [130] * len(stopped) + [0] * len(RUNS), (
         done.stderr
     )
     return Shared(folder, commands)
 
 
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+
 def _untied(tiny: Tiny, folder: Path) -> Path:
     """A model whose head is not its embedding."""
-    import shutil
-
     from torch.nn import Parameter
     from transformers import AutoModelForCausalLM
 
