@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,26 @@ def _ends(path: Path) -> Any:
     except (OSError, ValueError, AttributeError):
         return None
     return [ids, strings] if strings else ids
+
+
+def check_whole(
+    where: str, *, missing: Collection[str] = (), unlike: Collection[tuple[str, Any, Any]] = ()
+) -> None:
+    """Raises InputError for weights that transformers would draw at random.
+
+    Args:
+        missing: names of those that are not there. unlike: (name, stored shape, shape by the configuration)
+            of those whose shapes differ; both as transformers' loading info has them.
+    """
+    fault = ""
+    if missing:
+        fault = f"{len(missing):,} of its weights are missing, {min(missing)} among them"
+    elif unlike:
+        name, stored, wanted = min(unlike, key=lambda entry: entry[0])
+        fault = (f"{len(unlike):,} of its weights have other shapes than its config.json says, {name} among "
+                 f"them: {tuple(stored)}, not {tuple(wanted)}")  # fmt: skip
+    if fault:
+        raise InputError(fault, where=where, hint="Give the directory of a whole model.")
 
 
 def file_hash(path: Path) -> str:

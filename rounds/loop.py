@@ -78,11 +78,12 @@ def _prepare(run: RunDir, config: RoundsConfig, engines: Lifetimes, again: str |
 
     Raises InputError, with nothing changed, where something does not fit or cannot be redone.
     """
-    over = [line for line in read_figures(run.path) if not again or line.round < redo.parse(again)[0]]
+    redone = redo.parse(again) if again else None
+    over = [line for line in read_figures(run.path) if redone is None or line.round < redone[0]]
     if len(over) - 1 > config.rounds:
         raise InputError(f"{len(over) - 1} rounds are over, more than rounds = {config.rounds}",
                          where=str(run.path), hint="Set rounds to as many at least.")  # fmt: skip
-    to_redo = redo.from_on(*redo.parse(again)) if again else lambda stage: False
+    to_redo = redo.from_on(*redone) if redone else lambda stage: False
     following, lines = None, list[Line]()
     try:
         work = Rounds(run.path, config, Rehearsal(run, to_redo), engines)
@@ -91,8 +92,8 @@ def _prepare(run: RunDir, config: RoundsConfig, engines: Lifetimes, again: str |
             lines.append(work.round(lines))
     except NotDone as first:
         following = first.stage
-    if again:
-        begun, stage = redo.begun_in(run), "{:02d}/{}".format(*redo.parse(again))
+    if redone:
+        begun, stage = redo.begun_in(run), "{:02d}/{}".format(*redone)
         if following != stage:
             raise InputError(f"{again!r} was not begun in this run", where="--from",
                              hint=f"Known: {', '.join(begun) or 'none'}.")  # fmt: skip

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from gavel.errors import InputError
 from gavel.stops import ends_of
 from gavel.tokenizer import HfTokenizer
-from gavel.weights import weights_version
+from gavel.weights import check_whole, weights_version
 from train.config import RowConfig
 from train.memory import out_of_memory
 from train.rows import Encoder
@@ -30,7 +30,6 @@ _SCORES = "ForSequenceClassification"  # of the name of a model that gives score
 _WRITES = "ForCausalLM"  # of one that writes
 #: What transformers raises of files that are damaged or no model's; PyTorch's lack of memory among them.
 _FAULTS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
-_WHOLE_MODEL = "Give the directory of a whole model."
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def load(
     _no_dropout(config)
     model, missing = _read(transformers.AutoModelForCausalLM, path, config, dtype, trust_remote_code, option,
                            **more)  # fmt: skip
-    _check_whole(path, missing, option)
+    check_whole(f"{option} {path}", missing=missing)
     _own_layers(model)
     return Loaded(model, original, copy.deepcopy(model.generation_config))
 
@@ -145,7 +144,7 @@ def load_reward(
     model, missing = _read(transformers.AutoModelForSequenceClassification, path, config, dtype,
                            trust_remote_code, option)  # fmt: skip
     head = {name for name in missing if name.startswith("score.")}
-    _check_whole(path, missing - head, option)
+    check_whole(f"{option} {path}", missing=missing - head)
     if head and ready:
         raise InputError("no reward model: it gives no scores", where=f"{option} {path}",
                          hint="Make one of it, gavel train reward, or start from the policy's body, --critic "
@@ -257,20 +256,8 @@ def _read(
         if out_of_memory(error):
             raise
         raise _unloadable(path, error, option) from None
-    if unlike := info["mismatched_keys"]:
-        name, stored, wanted = min(unlike, key=lambda entry: str(entry[0]))
-        raise InputError(
-            f"{len(unlike):,} of its weights have other shapes than its config.json says, {name} among them: "
-            f"{tuple(stored)}, not {tuple(wanted)}", where=f"{option} {path}", hint=_WHOLE_MODEL,
-        )  # fmt: skip
+    check_whole(f"{option} {path}", unlike=info["mismatched_keys"])
     return model, set(info["missing_keys"])
-
-
-def _check_whole(path: str, missing: Collection[str], option: str) -> None:
-    """Raises InputError for weights that transformers has not found and drawn at random."""
-    if missing:
-        raise InputError(f"{len(missing):,} of its weights are missing, {min(missing)} among them",
-                         where=f"{option} {path}", hint=_WHOLE_MODEL)  # fmt: skip
 
 
 def _unloadable(path: str, error: Exception, option: str) -> InputError:

@@ -22,7 +22,7 @@ from gavel.protocols import (
 )
 from gavel.stops import ends_of, stopping
 from gavel.tokenizer import HfTokenizer
-from gavel.weights import weights_version
+from gavel.weights import check_whole, weights_version
 
 BATCH = 16
 
@@ -153,7 +153,7 @@ class TransformersEngine:
         except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
             first = (str(error).strip().splitlines() or [repr(error)])[0]
             raise InputError(f"transformers cannot load it: {first}", where=path) from None
-        _check_whole(path, info)
+        check_whole(path, missing=info["missing_keys"], unlike=info["mismatched_keys"])
         if config.adapter is not None:
             from peft import PeftModel
 
@@ -273,14 +273,3 @@ def _process(torch: Any, raw: Any, sampling: Any, seen: list[int], banned: set[i
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
         logits[order[before >= sampling.top_p]] = -torch.inf
     return logits
-
-
-def _check_whole(path: str, info: dict[str, Any]) -> None:
-    """Raises InputError for weights that transformers draws at random: that are missing, or of other shapes
-    than the configuration says."""
-    unlike = {entry[0] for entry in info["mismatched_keys"]}
-    for names, fault in ((set(info["missing_keys"]), "are missing"),
-                         (unlike, "have other shapes than its config.json says")):  # fmt: skip
-        if names:
-            raise InputError(f"{len(names):,} of its weights {fault}, {min(names)} among them", where=path,
-                             hint="Give the directory of a whole model.")  # fmt: skip
